@@ -1,0 +1,21 @@
+"""Fixtures shared by the integration tests: a small simulated competition and the real files."""
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def comp_dir(tmp_path_factory):
+    "A simulated competition folder, small enough to be made in seconds."
+    from hms_hbac.simulate import simulate
+    return simulate(tmp_path_factory.mktemp("sim") / "comp", patients=10, test_patients=4, seed=1, workers=1, progress=False)
+
+
+@pytest.fixture(scope="session")
+def real():
+    "The folder of real files that HMS_REAL names; the test is skipped, saying so, where there is none."
+    folder = os.environ.get("HMS_REAL")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("HMS_REAL names no folder with real files")
+    return Path(folder)
