@@ -121,13 +121,14 @@ def read_spectrogram(path):
         x[negative] = np.nan
     return Spectrogram(x.reshape(len(PANELS), SPEC_BINS, -1), start, tuple(flags))
 
-# %% ../nbs/01_competition.ipynb #813d3a6a
-def cut(x, start, n):
-    "`n` steps of `x` (..., T) from `start` on, float32; NaN outside."
+# %% ../nbs/01_competition.ipynb #c2788a92
+def cut(x, start, n, out=None):
+    "`n` steps of `x` (..., T) from `start` on, float32 (into `out` if given); NaN outside."
     start, n, end = int(start), int(n), x.shape[-1]
-    lo, hi = max(start, 0), min(start + n, end)
-    if lo == start and hi == start + n: return np.ascontiguousarray(x[..., lo:hi], dtype=np.float32)
-    out = np.full((*x.shape[:-1], n), np.nan, np.float32)
+    if out is None: out = np.empty((*x.shape[:-1], n), np.float32)
+    lo = min(max(start, 0), end)
+    hi = max(min(start + n, end), lo)
+    if hi - lo < n: out[...] = np.nan
     if hi > lo: out[..., lo - start:hi - start] = x[..., lo:hi]
     return out
 
