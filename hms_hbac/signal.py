@@ -144,14 +144,14 @@ def response(sections, frequencies, rate=EEG_RATE):
     b, a = np.split(np.array(sections).T[:, :, None], 2)
     return ((b[0] + b[1] * z + b[2] * z**2) / (a[0] + a[1] * z + a[2] * z**2)).prod(0)
 
-# %% ../nbs/02_signal.ipynb #b2ea0958
+# %% ../nbs/02_signal.ipynb #fd3ee429
 @lru_cache(maxsize=128)
 def memory(sections, tolerance=1e-5):
     "Samples until the filter's slowest mode has fallen to `tolerance`."
     radius = max(np.abs(np.roots(s[3:])).max(initial=0) for s in sections)
     return int(np.ceil(np.log(tolerance) / np.log(radius))) if radius > 0 else 2
 
-
+# %% ../nbs/02_signal.ipynb #3c4609c0
 def odd_extend(x, left, right):
     "Extend (..., T) by odd reflection at both ends; beyond T - 1 samples the last reflected value is held."
     n = x.shape[-1] - 1
@@ -159,36 +159,45 @@ def odd_extend(x, left, right):
     head = 2 * x[..., :1] - x[..., 1:a + 1].flip(-1)
     tail = 2 * x[..., -1:] - x[..., n - b:n].flip(-1)
     x = torch.cat([head, x, tail], -1)
+    if left == a and right == b: return x
     hold = [x[..., :1].expand(*x.shape[:-1], left - a), x, x[..., -1:].expand(*x.shape[:-1], right - b)]
-    return torch.cat(hold, -1) if left > a or right > b else x
+    return torch.cat(hold, -1)
 
 
+def _reflection(sections):
+    "Samples of odd reflection in scipy's filtfilt: three times the number of the filter's coefficients."
+    s = np.array(sections)
+    return 3 * (2 * len(s) + 1 - min((s[:, 2] == 0).sum(), (s[:, 5] == 0).sum()))
+
+# %% ../nbs/02_signal.ipynb #67208fa0
 @lru_cache(maxsize=64)
-def _gain(sections, n, rate, zero_phase, dtype, device):
-    h = response(sections, np.fft.rfftfreq(n, 1 / rate), rate)
-    h = torch.from_numpy(np.abs(h)**2 if zero_phase else h)
-    wide = dtype == torch.float64
-    return h.to(device, (torch.float64 if wide else torch.float32) if zero_phase else (torch.complex128 if wide else torch.complex64))
+def _gain(sections, n, rate, dtype, device):
+    h = torch.from_numpy(response(sections, np.fft.rfftfreq(n, 1 / rate), rate))
+    return h.to(device, torch.complex128 if dtype == torch.float64 else torch.complex64)
 
-# %% ../nbs/02_signal.ipynb #2944105a
+
 @full_precision
 def sections_filter(x, sections, zero_phase=True, rate=EEG_RATE):
     "Filter (..., T) with second-order `sections`; same shape. NaN spreads over its row: `repair` first."
     from scipy.fft import next_fast_len
-    t, pad = x.shape[-1], memory(sections)
-    n = next_fast_len(t + (2 * pad if zero_phase else pad), real=True)
-    if zero_phase:
-        mean = x.mean(-1, keepdim=True)
-        x = odd_extend(x - mean, pad, n - t - pad)
-    gain = _gain(sections, n, rate, zero_phase, x.dtype, x.device)
-    y = torch.fft.irfft(torch.fft.rfft(x, n=n) * gain, n=n)
-    return y[..., pad:pad + t] + mean * gain[0] if zero_phase else y[..., :t]
+    edge = _reflection(sections) if zero_phase else 0
+    length = x.shape[-1] + 2 * edge
+    n = next_fast_len(length + memory(sections), real=True)
+    gain = _gain(sections, n, rate, x.dtype, x.device)
+    def run(x, gain): return torch.fft.irfft(torch.fft.rfft(x, n=n) * gain, n=n)[..., :length]
+    if not zero_phase: return run(x, gain)
+    x = odd_extend(x, edge, edge)
+    first = x[..., :1]
+    x = run(x - first, gain) + first * gain[0].real
+    last = x[..., -1:]
+    x = run(x - last, gain.conj()) + last * gain[0].real
+    return x[..., edge:length - edge]
 
-
+# %% ../nbs/02_signal.ipynb #f2057330
 def butter(x, order, low=None, high=None, zero_phase=True, rate=EEG_RATE):
     """Butterworth filter of (..., T): band `low`-`high` Hz, or high-pass above `low`, or low-pass below `high`.
 
-    zero_phase=True is scipy's filtfilt away from the ends (the order counts twice), False is lfilter, ends included."""
+    zero_phase=True is scipy's filtfilt (the order counts twice), False is lfilter; both as scipy does at the ends."""
     return sections_filter(x, butter_sections(order, low, high, rate), zero_phase, rate)
 
 
