@@ -156,13 +156,13 @@ def prepare(comp, cache, workers=2, progress=True, backend=None, dask=None):
         if missing or not (Path(cache)/"index.parquet").is_file(): write_index(cache, tasks)
     return Recordings(cache)
 
-# %% ../nbs/05_recordings.ipynb #45e8f882
+# %% ../nbs/05_recordings.ipynb #48af5899
 def write_index(cache, tasks):
     "Gather the shards' indexes in index.parquet."
     rows = [entry | {"kind": kind, "shard": number} for _, kind, number, *_ in tasks
             for entry in read_json(shard_path(cache, kind, number, "json"))["entries"]]
     table = pd.DataFrame(rows)
-    table["flags"] = table.flags.map("; ".join)
+    table["flags"] = table["flags"].map("; ".join)
     with atomic_write(Path(cache)/"index.parquet") as tmp: table.to_parquet(tmp, index=False)
 
 # %% ../nbs/05_recordings.ipynb #c1eed9aa
@@ -194,7 +194,7 @@ class Recordings:
         "Window (4, 100, n) float32 power, NaN outside the recording."
         return unpack_power(cut(self.whole("spectrograms", id), start_row, n, out))
 
-# %% ../nbs/05_recordings.ipynb #798cc1a1
+# %% ../nbs/05_recordings.ipynb #406660f7
 def map_recording(self, kind, id):
     "The whole float16 recording as a view of its memory map; `DataError` where it is missing, unreadable or the shard is damaged."
     try: shard, offset, rows, _, error = self._at[kind][id]
@@ -203,7 +203,7 @@ def map_recording(self, kind, id):
     shape = (*self.shapes[kind], rows)
     size = int(np.prod(shape))
     if (kind, shard) not in self._maps:
-        try: self._maps[kind, shard] = np.memmap(shard_path(self.cache, kind, shard, "f16"), np.float16, "r")
+        try: self._maps[kind, shard] = np.memmap(shard_path(self.cache, kind, shard, "f16"), np.float16, "c")
         except (OSError, ValueError): raise DataError("a shard is missing or empty", where=shard_path(self.cache, kind, shard, "f16"), cure="run prepare again") from None
     flat = self._maps[kind, shard][offset:offset + size]
     if len(flat) < size: raise DataError("a shard is cut short", where=shard_path(self.cache, kind, shard, "f16"), cure="run prepare again")
