@@ -123,3 +123,112 @@ def test_pool_order_does_not_matter():
     p = np.random.default_rng(0).dirichlet(np.ones(6), (3, 20))
     for kind in ("arithmetic", "log"):
         np.testing.assert_allclose(pool(p, [1, 2, 3], kind), pool(p[::-1], [3, 2, 1], kind), atol=1e-12)
+
+
+# ---- fitting -------------------------------------------------------------------------------------------------------------
+
+def made_up(noise=(.6, .6, 1.0), patients=120, rows=5, votes=14, seed=0):
+    "Members whose errors we know: true log-probabilities plus noise."
+    from hms_hbac.blending import Members
+    from hms_hbac.ensemble import softmax
+    rng = np.random.default_rng(seed)
+    truth = softmax(np.log(rng.dirichlet(np.full(6, .5), patients * rows).clip(1e-3)))
+    prob = softmax(np.stack([np.log(truth) + rng.normal(0, s, truth.shape) for s in noise]))
+    counts = np.stack([rng.multinomial(votes, p) for p in truth])
+    n = patients * rows
+    return Members([f"m{i}" for i in range(len(noise))], prob, counts / votes, np.arange(n) // rows, np.full(n, float(votes)), np.arange(n).astype(str))
+
+
+def write_runs(folder, m, folds=5):
+    from hms_hbac.core import CLASSES
+    frame = pd.DataFrame({"event_id": np.arange(len(m.key)), "eeg_id": np.arange(len(m.key)), "patient_id": m.patient, "fold": m.patient % folds, "n_votes": m.n_votes})
+    frame[list(VOTES)] = m.target
+    for name, p in zip(m.names, m.prob):
+        frame[list(CLASSES)] = p
+        for k, part in frame.groupby("fold"):
+            (folder / name / f"fold{k}").mkdir(parents=True)
+            part.to_parquet(folder / name / f"fold{k}" / "oof.parquet")
+    return folder
+
+
+def test_runs_to_weights_to_submission(comp, tmp_path):
+    "The whole way: run folders, fit, weights.yaml, blended submission."
+    from hms_hbac.blending import apply_weights, fit_weights, read_weights
+    m = made_up(noise=(.3, .3, 3.0))
+    fit = fit_weights(write_runs(tmp_path / "runs", m), tmp_path / "weights.yaml")
+    assert fit["method"] in ("weights", "log") and fit["weights"]["m2"] < .05 and fit["nested"]["low"] > 0
+    assert read_weights(tmp_path / "weights.yaml")["data"]["fingerprint"] == fit["data"]["fingerprint"]
+    assert fit_weights([tmp_path / "runs" / n for n in m.names])["data"]["fingerprint"] == fit["data"]["fingerprint"]
+    p = np.stack([member(tmp_path / f"{n}.csv", IDS, i) for i, n in enumerate(m.names)])
+    files = {n: tmp_path / f"{n}.csv" for n in m.names}
+    assert apply_weights(tmp_path / "weights.yaml", files, tmp_path / "out.csv", comp) == 0
+    np.testing.assert_allclose(pd.read_csv(tmp_path / "out.csv")[list(VOTES)], pool(p, list(fit["weights"].values()), **fit["how"]), atol=1e-9)
+    del files["m0"]
+    assert apply_weights(tmp_path / "weights.yaml", files, tmp_path / "out.csv", comp) == 3
+
+
+def test_runs_that_leak_or_do_not_match_are_refused(tmp_path):
+    from hms_hbac.blending import fit_weights
+    m = made_up()
+    write_runs(tmp_path / "runs", m)
+    file = tmp_path / "runs" / "m1" / "fold0" / "oof.parquet"
+    whole = pd.read_parquet(file)
+    for edit, text in ((lambda t: t.assign(patient_id=t.patient_id.where(t.index != t.index[0], 1)), "folds share patients across training and validation"),
+                       (lambda t: t.iloc[1:], "lacks 1 of the 600 rows that m0 has"),
+                       (lambda t: t.assign(**{VOTES[0]: t[VOTES[1]], VOTES[1]: t[VOTES[0]]}), "its votes differ"),
+                       (lambda t: t.assign(fold=3), "stand in the folder of fold 0"),
+                       (lambda t: t.assign(lpd=np.nan), "no shares that sum to 1"),
+                       (lambda t: t.drop(columns="patient_id"), "has no patient_id")):
+        edit(whole).to_parquet(file)
+        with pytest.raises(DataError, match=text):
+            fit_weights(tmp_path / "runs")
+    whole.to_parquet(file)
+    assert fit_weights(tmp_path / "runs")["method"]
+    with pytest.raises(DataError, match="no oof.parquet"):
+        fit_weights(tmp_path)
+    file.write_bytes(b"PAR1")
+    with pytest.raises(DataError, match="not readable"):
+        fit_weights(tmp_path / "runs")
+
+
+def test_the_mean_is_rarely_left_for_nothing():
+    "Members whose mean is the truth: over 30 draws a rival may win by luck, but seldom (each interval is two-sided 95 %)."
+    from hms_hbac.blending import Members, compare
+    wins = 0
+    for seed in range(30):
+        m = made_up(noise=(.6, .6, .6), patients=60, seed=seed)
+        rng, mean = np.random.default_rng(seed), m.prob.mean(0)
+        target = np.stack([rng.multinomial(14, p) for p in mean]) / 14
+        wins += compare(Members(m.names, m.prob, target, m.patient, m.n_votes, m.key), reps=400).attrs["choice"] != "mean"
+    assert wins <= 4, wins
+
+
+def test_few_patients_leave_the_mean(tmp_path):
+    from hms_hbac.blending import fit_weights
+    fit = fit_weights(made_up(noise=(.1, 3.0), patients=6), tmp_path / "w.yaml")
+    assert fit["method"] == "mean" and "too few" in fit["reason"]
+
+
+def test_real_table(real):
+    "Public out-of-fold predictions: .2140 for the plain mean, and no worse a score for the tool's own choice; fast enough for 18 members."
+    import time
+    from hms_hbac.blending import Members, fit_weights, read_members
+    from hms_hbac.ensemble import softmax
+    begin = time.process_time()
+    fit = fit_weights(real / "oof" / "oof_predictions.parquet")
+    four = time.process_time() - begin
+    assert round(fit["plain_mean"], 4) == .2140 and fit["nested"]["kl"] <= .2145 and fit["reason"]
+    assert four < 60
+    m = read_members(real / "oof" / "oof_predictions.parquet")
+    rng = np.random.default_rng(0)
+    more = softmax(np.log(m.prob[rng.integers(0, 4, 14)].clip(1e-7)) + rng.normal(0, .3, (14, *m.target.shape)))
+    begin = time.process_time()
+    fit = fit_weights(Members([f"m{i}" for i in range(18)], np.concatenate([m.prob, more]), m.target, m.patient, m.n_votes, m.key))
+    eighteen = time.process_time() - begin
+    print(f"4 members {four:.1f} s, 18 members {eighteen:.1f} s, choice {fit['method']}")
+    assert eighteen < 60 and eighteen / four < 2.5 * 18 / 4
+
+
+def test_presets_name_packaged_recipes():
+    from hms_hbac.recipes import list_recipes
+    assert {m for name in PRESETS for m in preset(name)} <= set(list_recipes())
