@@ -158,7 +158,7 @@ def heart(rng, samples, bpm=80., size=400., rate=EEG_RATE):
     form = sum(h * np.exp(-.5 * ((t - m) / s) ** 2) for m, s, h in waves).astype(np.float32)
     return place(form, at, np.full(len(at), size), samples) + 15 * noise(rng, lambda f: 1 / (f + .5), 1, samples)[0]
 
-# %% ../nbs/03a_patterns.ipynb #f32e9021
+# %% ../nbs/03a_patterns.ipynb #983febba
 @dataclass
 class Scene:
     "Everything about one recording that does not change with time; rates in Hz, gains in µV."
@@ -172,7 +172,7 @@ class Scene:
     bpm: float
 
 
-GAINS = {"seizure": 70., "lpd": 110., "gpd": 110., "lrda": 55., "grda": 60.}
+GAINS = {"seizure": 85., "lpd": 130., "gpd": 150., "lrda": 75., "grda": 90.}
 
 
 def draw_scene(rng, patient_rng, strength=1.):
@@ -193,15 +193,15 @@ def scalp(scene):
     wide = (topography((scene.side * .4, .2), .15) + .6 * topography((-scene.side * .4, .2), .15))[0]
     return {"seizure": near, "lpd": near, "lrda": near, "gpd": middle, "grda": middle, "spread": .8 * wide}
 
-# %% ../nbs/03a_patterns.ipynb #5baf110f
+# %% ../nbs/03a_patterns.ipynb #4e303175
 def strength_of(rng, share):
     "Amplitude curve in [0, 1] of a pattern whose share of the truth is `share` (samples,): smaller and more broken up as it falls."
     wave = drift(rng, len(share), 4) / np.float32(.82)                       # unit variance again: lines between knots lost some
     prevalence = np.clip(1.5 * share + .05, 0, 1)
-    gate = 1 / (1 + np.exp(-12 * (1.25 * (2 * prevalence - 1) - wave) / 2.5))
+    gate = 1 / (1 + np.exp(-5 * (2 * (2 * prevalence - 1) - wave)))
     return (np.clip(share, 0, 1) ** .7 * gate).astype(np.float32)
 
-
+# %% ../nbs/03a_patterns.ipynb #acf23cc1
 def compose(rng, scene, shares, runs=()):
     """A recording (20, samples) float32 in µV from a mixture `shares` (6, samples), classes in `CLASSES` order.
 
