@@ -84,23 +84,27 @@ def write_shard(cache, kind, number, paths, fingerprint):
     write_json(shard_path(cache, kind, number, "json"), {"bytes": offset * 2, "entries": entries})
     return len(paths)
 
-# %% ../nbs/05_recordings.ipynb #af9e6982
+# %% ../nbs/05_recordings.ipynb #24b097e7
 def run_joblib(tasks, workers, backend):
-    "Yield the result of `write_shard(*task)` for each task, as they finish."
+    "Yield the result of `write_shard(*task)` for each task, as they finish (all at the end with a backend that cannot stream)."
     from joblib import Parallel, delayed
-    how = {"backend": backend} if backend else {"prefer": "threads"}
-    yield from Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=1, **how)(delayed(write_shard)(*t) for t in tasks)
+    how = {"n_jobs": workers, "batch_size": 1} | ({"backend": backend} if backend else {"prefer": "threads"})
+    try: pool = Parallel(return_as="generator_unordered", **how)
+    except ValueError as e:
+        if "return_as" not in str(e): raise HmsError(str(e), where="backend", cure="name a registered joblib backend") from None
+        pool = Parallel(**how)
+    yield from pool(delayed(write_shard)(*t) for t in tasks)
 
-
-def run_dask(tasks, dask):
-    "The same on a Dask cluster: `dask` is the scheduler's address or a `distributed.Client`."
+# %% ../nbs/05_recordings.ipynb #91c4827a
+def run_dask(tasks, dask, timeout=20):
+    "The same on a Dask cluster: `dask` is the scheduler's address or a `distributed.Client`; `timeout` (s) is for the first answer."
     try: from distributed import Client, as_completed
     except ImportError: raise HmsError("the package distributed is missing", cure="pip install 'hms_hbac[dask]'") from None
-    try: client = dask if isinstance(dask, Client) else Client(dask, timeout=20, set_as_default=False)
+    try: client = dask if isinstance(dask, Client) else Client(dask, timeout=timeout, set_as_default=False)
     except (OSError, ValueError) as e: raise HmsError(f"no Dask scheduler answers ({e})", where=dask, cure="start one with: dask scheduler") from None
     try:
         futures = [client.submit(write_shard, *t, pure=False) for t in tasks]
-        for done in as_completed(futures): yield done.result()
+        for done in as_completed(futures, loop=client.loop): yield done.result()
     finally:
         if client is not dask: client.close()
 
@@ -209,7 +213,7 @@ def map_recording(self, kind, id):
     if len(flat) < size: raise DataError("a shard is cut short", where=shard_path(self.cache, kind, shard, "f16"), cure="run prepare again")
     return flat.view(np.ndarray).reshape(shape)
 
-# %% ../nbs/05_recordings.ipynb #c003472c
+# %% ../nbs/05_recordings.ipynb #14447365
 class FolderSource:
     "Windows straight from a competition folder's parquet files (`split`: train or test); keeps the last `keep` recordings."
     def __init__(self, comp, split="test", keep=8):
@@ -225,7 +229,8 @@ class FolderSource:
             got = self.comp.read_eeg(id, self.split) if kind == "eegs" else self.comp.read_spectrogram(id, self.split)
             self._last[kind, id] = got
             while len(self._last) > self.keep: self._last.popitem(last=False)
-        return self._last.get((kind, id)) or got
+        else: self._last.move_to_end((kind, id))
+        return self._last[kind, id]
 
     def has(self, kind, id):
         try: return (self.comp.eeg_path if kind == "eegs" else self.comp.spectrogram_path)(id, self.split).is_file()
