@@ -7,20 +7,28 @@ __all__ = ['MEL_WINDOW', 'MEL_FFT', 'HOST_WINDOW', 'HOST_STEP', 'HOST_FFT', 'HOS
            'middle', 'log_mel', 'chain_mean', 'stft_frequencies', 'stft_times', 'stft_power', 'multitaper',
            'host_spectrogram']
 
-# %% ../nbs/03_spectrogram.ipynb #f97b3fa7
+# %% ../nbs/03_spectrogram.ipynb #22dc69b7
 from functools import lru_cache
 
 import numpy as np
 import torch
 
 from .core import EEG_RATE, HmsError
-from .signal import MONTAGES, butter, full_precision, odd_extend, repair
+from .signal import MONTAGES, butter, full_precision, repair
 
-# %% ../nbs/03_spectrogram.ipynb #711e52b9
+# %% ../nbs/03_spectrogram.ipynb #abcc585e
 def _by_rows(f, x, cost):
-    "Apply `f` to (R, T) in slices of rows, so that what `f` makes of a slice (`cost` numbers a row) stays in the processor's cache."
+    "Apply `f`: (R, T) -> (R, F, S) to (..., T) in slices of rows: what it makes of a row is `cost` numbers, and should fit the cache."
+    flat = x.reshape(-1, x.shape[-1])
     rows = max(1, (2**20 if x.device.type == "cpu" else 2**28) // cost)
-    return torch.cat([f(part) for part in x.split(rows)]) if len(x) > rows else f(x)
+    if len(flat) <= rows: y = f(flat)
+    elif x.requires_grad and torch.is_grad_enabled(): y = torch.cat([f(part) for part in flat.split(rows)])
+    else:
+        first = f(flat[:rows])
+        y = first.new_empty((len(flat), *first.shape[1:]))
+        y[:rows] = first
+        for i in range(rows, len(flat), rows): y[i:i + rows] = f(flat[i:i + rows])
+    return y.reshape(*x.shape[:-1], *y.shape[1:])
 
 
 def _dft(window, frequencies):
@@ -45,7 +53,7 @@ def mel_filters(n_mels, rate=EEG_RATE, n_fft=1024, fmin=0.0, fmax=20.0):
     falling = (edges[2:] - f) / (edges[2:] - edges[1:-1])
     return np.clip(np.minimum(rising, falling), 0, None) * 2 / (edges[2:] - edges[:-2])
 
-# %% ../nbs/03_spectrogram.ipynb #75a660d2
+# %% ../nbs/03_spectrogram.ipynb #69cc01ad
 MEL_WINDOW, MEL_FFT = 128, 1024
 
 
@@ -69,9 +77,9 @@ def mel_power(x, n_mels=128, hop=39, rate=EEG_RATE, fmax=20.0):
         x = torch.nn.functional.pad(x, (half, half)) - mean
         y = x.unfold(-1, MEL_WINDOW, hop)[:, :frames] @ basis + mean[..., None] * offset
         return (_power(y) @ filters).transpose(-1, -2)
-    return _by_rows(rows, x.reshape(-1, x.shape[-1]), frames * basis.shape[1]).unflatten(0, x.shape[:-1])
+    return _by_rows(rows, x, frames * basis.shape[1])
 
-# %% ../nbs/03_spectrogram.ipynb #e06eb50b
+# %% ../nbs/03_spectrogram.ipynb #9f681a59
 def decibels(power, top=80.0, floor=1e-10):
     "librosa's power_to_db(ref=max) of each (..., F, frames) picture: 0 at its maximum, cut at -`top`."
     db = 10 * power.clamp(min=floor).log10()
@@ -86,7 +94,7 @@ def middle(x, seconds, rate=EEG_RATE):
         raise HmsError(f"cannot cut {seconds} s from {x.shape[-1] / rate:g} s", where="middle", cure="2 <= seconds <= the window")
     return x[..., center - half:center + half]
 
-
+# %% ../nbs/03_spectrogram.ipynb #97ed7e25
 @full_precision
 def log_mel(x, height=128, width=256, seconds=None, scale=True, rate=EEG_RATE):
     """Log-mel picture of each row: (..., T) -> (..., `height`, `width`), low to high frequency, 0 to 20 Hz.
@@ -96,15 +104,18 @@ def log_mel(x, height=128, width=256, seconds=None, scale=True, rate=EEG_RATE):
     if seconds is not None: x = middle(x, seconds, rate)
     hop = x.shape[-1] // width
     if hop < 1: raise HmsError(f"{x.shape[-1]} samples are too few for {width} frames", where="log_mel", cure="a smaller width")
-    db = decibels(mel_power(repair(x)[0], height, hop, rate))[..., :width]
-    return (db + 40) / 40 if scale else db
+
+    def rows(x):
+        db = decibels(mel_power(repair(x)[0], height, hop, rate))[..., :width]
+        return (db + 40) / 40 if scale else db
+    return _by_rows(rows, x, (1 + x.shape[-1] // hop) * 2 * MEL_WINDOW)
 
 
 def chain_mean(x):
     "(..., 16, F, S), the montage `chains` -> (..., 4, F, S): the mean over each chain's four differences, in the panels' order."
     return x.unflatten(-3, (-1, 4)).mean(-3)
 
-# %% ../nbs/03_spectrogram.ipynb #02e1bbc5
+# %% ../nbs/03_spectrogram.ipynb #88d40597
 def stft_frequencies(nfft, rate=EEG_RATE, fmin=0.0, fmax=None):
     "Frequencies (Hz) of the rows of `stft_power`, float64 numpy."
     f = np.arange(nfft // 2 + 1) * rate / nfft
@@ -121,6 +132,7 @@ def _stft_window(nperseg, window, rate, nfft, fmin, fmax, constant, dtype, devic
     from scipy.signal import get_window
     w = get_window(window, nperseg)
     f = stft_frequencies(nfft, rate, fmin, fmax)
+    if not len(f): raise HmsError(f"no frequency from {fmin} to {fmax} Hz", where="stft_power", cure=f"rows are {rate / nfft:g} Hz apart")
     sides = np.where((f == 0) | (np.abs(f - rate / 2) < 1e-9), 1, 2) / (rate * (w**2).sum())
     basis = None
     if 2 * len(f) * nperseg < 8 * nfft * np.log2(nfft):
@@ -129,14 +141,14 @@ def _stft_window(nperseg, window, rate, nfft, fmin, fmax, constant, dtype, devic
     first = int(round(f[0] * nfft / rate))
     return torch.from_numpy(w).to(device, dtype), torch.from_numpy(sides).to(device, dtype), basis, slice(first, first + len(f))
 
-# %% ../nbs/03_spectrogram.ipynb #2e0c586b
+# %% ../nbs/03_spectrogram.ipynb #b0e64e64
 @full_precision
 def stft_power(x, rate=EEG_RATE, nperseg=256, noverlap=None, nfft=None, detrend="constant", window=("tukey", .25), fmin=0.0, fmax=None):
     """Power density: (..., T) -> (..., F, frames), scipy.signal.spectrogram with its defaults; rows from `fmin` to `fmax` Hz only.
 
     `noverlap` is nperseg // 8 by default, `nfft` nperseg; `detrend` is "constant" or False. No padding: windows lie inside."""
     noverlap = nperseg // 8 if noverlap is None else noverlap
-    nfft = nfft or nperseg
+    nfft, window = nfft or nperseg, tuple(window) if isinstance(window, list) else window
     step, frames = nperseg - noverlap, (x.shape[-1] - noverlap) // (nperseg - noverlap)
     if frames < 1: raise HmsError(f"{x.shape[-1]} samples are fewer than a window of {nperseg}", where="stft_power", cure="a smaller nperseg")
     w, sides, basis, used = _stft_window(nperseg, window, rate, nfft, fmin, fmax, detrend == "constant", x.dtype, x.device)
@@ -148,9 +160,9 @@ def stft_power(x, rate=EEG_RATE, nperseg=256, noverlap=None, nfft=None, detrend=
         if detrend: x = x - x.mean(-1, keepdim=True)
         y = torch.fft.rfft(x * w, n=nfft)[..., used]
         return (torch.view_as_real(y).square().sum(-1) * sides).transpose(-1, -2)
-    return _by_rows(rows, x.reshape(-1, x.shape[-1]), frames * nfft).unflatten(0, x.shape[:-1])
+    return _by_rows(rows, x, frames * nfft)
 
-# %% ../nbs/03_spectrogram.ipynb #f8051d7e
+# %% ../nbs/03_spectrogram.ipynb #466e844f
 HOST_WINDOW, HOST_STEP, HOST_FFT, HOST_BINS = 800, 400, 1024, slice(3, 103)
 
 
@@ -166,7 +178,7 @@ def multitaper(x, rate=EEG_RATE, pad=True):
 
     Windows of 4 s every 2 s, 3 Slepian tapers of unit energy (time-bandwidth 2), |FFT(1024)|^2 averaged over tapers and divided
     by 200, bins 3..102 (0.59 to 19.92 Hz). pad=True: S = T // 400, column i is centered on 2 i + 1 s as in the host's files, the ends
-    extended by odd reflection. pad=False: windows inside only, centered on 2, 4, 6 ... s."""
+    extended by reflection. pad=False: windows inside only, centered on 2, 4, 6 ... s."""
     if rate != EEG_RATE: raise HmsError(f"the host's recipe is for {EEG_RATE} Hz, not {rate}", where="multitaper", cure="resample")
     tapers = _tapers(HOST_WINDOW, 2, 3, x.dtype, x.device)[:, None]
     edge = (HOST_WINDOW - HOST_STEP) // 2 if pad else 0
@@ -174,10 +186,10 @@ def multitaper(x, rate=EEG_RATE, pad=True):
     if frames < 1: raise HmsError(f"{x.shape[-1]} samples are fewer than a window", where="multitaper", cure="at least 4 s")
 
     def rows(x):
-        if pad: x = odd_extend(x, edge, edge)
+        if pad: x = torch.nn.functional.pad(x, (edge, edge), mode="reflect")
         y = torch.fft.rfft(x.unfold(-1, HOST_WINDOW, HOST_STEP)[:, None] * tapers, n=HOST_FFT)[..., HOST_BINS]
         return torch.view_as_real(y).square().sum(-1).mean(1).transpose(-1, -2) / rate
-    return _by_rows(rows, x.reshape(-1, x.shape[-1]), frames * 3 * HOST_FFT).unflatten(0, x.shape[:-1])
+    return _by_rows(rows, x, frames * 3 * HOST_FFT)
 
 # %% ../nbs/03_spectrogram.ipynb #5f47b9d3
 def _gaps(valid, pad):
