@@ -209,9 +209,3 @@ class RandomBand(SignalAugment):
 
 # %% ../nbs/07_augment.ipynb #d4feb9d2
 SIGNAL_AUGMENTS = {a.__name__: a for a in (FlipLeftRight, FlipFrontBack, DropChannels, ReverseTime, Polarity, TimeShift, RescaleTime, RandomBand)}
-
-# %% ../nbs/07_augment.ipynb #ffeb5cf2
-def __getattr__(name):
-    if name not in ("AUGMENTS", "augment"): raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from hms_hbac import image_augment
-    return getattr(image_augment, name)

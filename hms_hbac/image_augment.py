@@ -68,15 +68,15 @@ class VFlip(ImageAugment):
     def __init__(self, p=.5): super().__init__(p)
     def draw(self, x, draws): return x.flip(-2)
 
-# %% ../nbs/07a_image_augment.ipynb #1fbb0166
+# %% ../nbs/07a_image_augment.ipynb #32463a73
 def affine(x, angle, scale, move):
     "Rotate by `angle` (B,) degrees counterclockwise on screen, scale, then move by `move` (B, 2) (right, up as shares of the sides); rows count upwards."
     h, w = x.shape[-2:]
-    turn = torch.deg2rad(angle)
-    cos, sin = torch.cos(turn) / scale, torch.sin(turn) / scale
-    back = torch.stack([cos, sin * h / w, -sin * w / h, cos], -1).view(-1, 2, 2)        # from the new picture into the old
-    theta = torch.cat([back, -back @ (2 * move[..., None])], -1)                        # the grid is 2 wide
-    with torch.autocast(x.device.type, enabled=False):
+    with torch.autocast(x.device.type, enabled=False):                                      # bfloat16 is too coarse for positions
+        turn = torch.deg2rad(angle)
+        cos, sin = torch.cos(turn) / scale, torch.sin(turn) / scale
+        back = torch.stack([cos, sin * h / w, -sin * w / h, cos], -1).view(-1, 2, 2)        # from the new picture into the old
+        theta = torch.cat([back, -back @ (2 * move[..., None])], -1)                        # the grid is 2 wide
         return F.grid_sample(x.float(), F.affine_grid(theta, x.shape, align_corners=False), align_corners=False)
 
 
@@ -186,11 +186,12 @@ def column_times(blocks, n, device):
     for a, b in blocks: at[a:b] = (torch.arange(b - a, device=device) + .5) * 300 / (b - a)
     return at
 
-# %% ../nbs/07a_image_augment.ipynb #36421ed3
+# %% ../nbs/07a_image_augment.ipynb #424d3d71
 class ClassCutmix(Augment):
     "With chance `p` per batch: paste a time strip from another sample of the same class (share >= `threshold`), one strip per class."
     def __init__(self, p=.4, threshold=.5, size=(25, 75), starts=((0, 50), (175, 225))):
         super().__init__(p, threshold=threshold, size=size, starts=starts)
+        self.register_buffer("spans", torch.tensor(self.starts, dtype=torch.float32), persistent=False)
 
     def change(self, batch, draws):
         x, target = batch["image"], batch["target"]
@@ -202,7 +203,7 @@ class ClassCutmix(Augment):
         return {"image": new}
 
     def strips(self, x, u):
-        spans = torch.tensor(self.starts, dtype=torch.float32, device=x.device)
+        spans = self.spans.to(x.device)
         low, high = spans[(u[:, 0] * len(spans)).long()].T
         start = low + (high - low) * u[:, 1]
         stop = start + self.size[0] + (self.size[1] - self.size[0]) * u[:, 2]
