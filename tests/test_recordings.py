@@ -165,7 +165,7 @@ def cluster():
         port = s.getsockname()[1]
     address = f"tcp://127.0.0.1:{port}"
     processes = [start("scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard", "--no-jupyter")]
-    processes += [start("worker", address, "--no-nanny", "--nthreads", "1", "--no-dashboard", "--death-timeout", "30") for _ in range(2)]
+    processes += [start("worker", address, "--no-nanny", "--nthreads", "1", "--no-dashboard", "--death-timeout", "60") for _ in range(2)]
     yield address, processes[1:]
     for p in processes: p.kill()
     for p in processes: p.wait()
