@@ -1,0 +1,42 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`. Another interpreter (3.11 or newer): make demo PYTHON=python3.12
+PYTHON ?= python3
+VENV   ?= .venv
+BIN     = $(VENV)/bin
+DEMO   ?= demo
+UV      = uv==0.13.8
+
+.PHONY: demo test lab lock clean help
+.DEFAULT_GOAL := help
+
+help:            ## this list
+	@grep -E '^[a-z]+: .*##|^[a-z]+: *##' Makefile | sed -E 's/:[^#]*## */\t/' | expand -t 10
+
+demo: $(VENV)/ready  ## simulate a competition, train, predict, ensemble, report (into demo/)
+	$(BIN)/hms-hbac demo --out $(DEMO)
+
+test: $(VENV)/ready  ## sync check, every notebook in its own process, pytest
+	$(BIN)/python tools/check_sync.py
+	$(BIN)/python tools/test_notebooks.py
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests
+
+lab: $(VENV)/ready   ## JupyterLab on the notebooks
+	$(BIN)/jupyter lab nbs
+
+readme: $(VENV)/ready  ## render README.md from nbs/index.ipynb
+	$(BIN)/python tools/build_readme.py
+
+lock: $(VENV)/ready  ## pin every version anew from requirements-dev.in
+	$(BIN)/uv pip compile requirements-dev.in --universal --python-version 3.11 --no-header --no-annotate -o requirements-dev.txt
+
+clean:           ## remove the environment and everything that was made
+	rm -rf $(VENV) $(DEMO) build dist *.egg-info _proc _docs site .pytest_cache .hypothesis
+
+# The environment: made once, remade when a pin changes. uv installs in seconds; where it cannot, pip does the same slowly.
+$(VENV)/ready: requirements-dev.txt setup.py settings.ini
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hms_hbac needs Python 3.11 or newer to develop: make PYTHON=python3.12")'
+	@echo "Setting up $(VENV) (once; about 6 GB with CUDA libraries)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -q $(UV) || true
+	@if ! $(BIN)/uv pip install -p $(BIN)/python -q -r requirements-dev.txt; then $(BIN)/python -m pip install -r requirements-dev.txt; fi
+	@$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
+	@touch $@
