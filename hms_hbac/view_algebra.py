@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['LOGS', 'View', 'squash', 'moments', 'Standard', 'observe', 'constants', 'fit', 'panel_index', 'centred', 'Panels',
            'Stats', 'Percentiles', 'together', 'HStack', 'VStack', 'Grid', 'Around', 'Normalize', 'Log', 'Scale',
-           'Flip', 'Repeat', 'resize_weights', 'Resize', 'random_start', 'take', 'CropPad', 'SlidingWindows']
+           'Flip', 'Repeat', 'resize_weights', 'resize', 'Resize', 'random_start', 'take', 'CropPad', 'SlidingWindows']
 
-# %% ../nbs/06_view_algebra.ipynb #9a9f22fb
+# %% ../nbs/06_view_algebra.ipynb #d51e791d
 import inspect
 from functools import lru_cache
 
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .core import PANELS, SPEC_BINS, SPEC_STEPS, Draws, RecipeError, mix, parse
+from .signal import full_precision
 
 # %% ../nbs/06_view_algebra.ipynb #f5a27148
 class View(nn.Module):
@@ -170,7 +171,7 @@ class Panels(View):
         x = torch.cat([x[:, i] for i in self.index], 1).unsqueeze(1)
         return self.standard(squash(x, self.clip, self.log))
 
-# %% ../nbs/06_view_algebra.ipynb #efbd7007
+# %% ../nbs/06_view_algebra.ipynb #bb181b2e
 class Stats(View):
     """Minimum, maximum, mean and range over the four stacked panels of `view`, under each other in this order; shape as `view`'s.
     Without a view: of `Panels(norm)`."""
@@ -186,6 +187,7 @@ class Stats(View):
 
 class Percentiles(View):
     """Percentiles `q` over the four stacked panels of `view` (linear between order statistics), under each other; four keep `view`'s shape.
+    As in `Stats`, a cell that one panel misses is missing.
     Without a view: of `Panels(norm)`."""
     def __init__(self, view=None, q=(20, 40, 60, 80), norm="image"):
         super().__init__(view=view or Panels(norm), q=q, norm="image")
@@ -194,6 +196,7 @@ class Percentiles(View):
 
     def forward(self, batch):
         x = self.view.forward(batch).unflatten(-2, (4, -1)).sort(-3).values
+        x = x.where(torch.isfinite(x.select(-3, 3).unsqueeze(-3)), torch.nan)       # one missing panel: the cell is missing, as in Stats
         place = [(int(3 * q // 100), 3 * q / 100 % 1) for q in self.q]
         return torch.cat([x.select(-3, i).lerp(x.select(-3, min(i + 1, 3)), part) for i, part in place], -2)
 
@@ -293,7 +296,7 @@ class Repeat(Around):
 
     def forward(self, batch): return torch.cat([self.view.forward(batch)] * self.channels, -len(self.shape))
 
-# %% ../nbs/06_view_algebra.ipynb #041aaca2
+# %% ../nbs/06_view_algebra.ipynb #082d8279
 @lru_cache(maxsize=64)
 def resize_weights(n, m, device=None):
     "(m, n) float32: rows sum to 1; shares of covered area if m < n, linear interpolation between pixel centers if m > n."
@@ -303,6 +306,13 @@ def resize_weights(n, m, device=None):
     return torch.tensor(w, dtype=torch.float32, device=device)
 
 
+@full_precision
+def resize(x, height, width):
+    "(..., H, W) -> (..., height, width), float32 also where matrix products are otherwise rounded."
+    if x.shape[-1] != width: x = x @ resize_weights(x.shape[-1], width, x.device).T
+    return resize_weights(x.shape[-2], height, x.device) @ x if x.shape[-2] != height else x
+
+# %% ../nbs/06_view_algebra.ipynb #df0f505c
 class Resize(Around):
     "`view` at `height` x `width`: area means where it shrinks, linear interpolation where it grows. Missing values count as 0: normalise first."
     def __init__(self, view, height, width):
@@ -315,10 +325,7 @@ class Resize(Around):
         return [(round(a * scale), round(b * scale)) for a, b in self.view.blocks]
 
     def forward(self, batch):
-        x = torch.nan_to_num(self.view.forward(batch))
-        _, h, w = self.view.shape
-        if w != self.width: x = x @ resize_weights(w, self.width, x.device).T
-        return resize_weights(h, self.height, x.device) @ x if h != self.height else x
+        return resize(torch.nan_to_num(self.view.forward(batch)), self.height, self.width)
 
 # %% ../nbs/06_view_algebra.ipynb #e81fba3d
 def random_start(batch, room, x):
