@@ -278,7 +278,7 @@ def train_table(path):
         raise DataError(what, where=path, cure="give the folder that holds Kaggle's train.csv, test.csv, train_eegs, ...")
     return path/next((n for n in tables if n.startswith("train")), "train.csv")
 
-# %% ../nbs/01_competition.ipynb #9dcd790f
+# %% ../nbs/01_competition.ipynb #f7cf3736
 class Competition:
     "Kaggle's competition folder at `path`, or a simulated one; `DataError` names what is missing."
     def __init__(self, path):
@@ -291,7 +291,6 @@ class Competition:
     def spectrogram_path(self, id, split="train"): return self.path/f"{split}_spectrograms"/f"{file_id(id)}.parquet"
     def read_eeg(self, id, split="train"): return read_eeg(self.eeg_path(id, split))
     def read_spectrogram(self, id, split="train"): return read_spectrogram(self.spectrogram_path(id, split))
-
     def files(self, kind, split="train"):
         "Sorted parquet files of `kind` ('eegs' or 'spectrograms') whose name is a number."
         found = [p for p in (self.path/f"{split}_{kind}").glob("*.parquet") if p.stem.isdecimal()]

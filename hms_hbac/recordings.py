@@ -54,7 +54,7 @@ def shard_done(cache, kind, number):
     data, index = shard_path(cache, kind, number, "f16"), shard_path(cache, kind, number, "json")
     return index.is_file() and data.is_file() and data.stat().st_size == read_json(index)["bytes"]
 
-# %% ../nbs/05_recordings.ipynb #e5a08747
+# %% ../nbs/05_recordings.ipynb #fd6a62c5
 def pack_file(kind, path):
     "Read and pack one recording: (float16 array (..., T), entry for the index)."
     entry = {"id": int(path.stem), "rows": 0, "start_s": 0.0, "flags": [], "error": ""}
@@ -70,7 +70,7 @@ def pack_file(kind, path):
         return np.empty(0, np.float16), entry | {"error": e.what}
     return data, entry | {"rows": data.shape[-1], "flags": list(got.flags)}
 
-
+# %% ../nbs/05_recordings.ipynb #d9c2f639
 def write_shard(cache, kind, number, paths, fingerprint):
     "Write one shard of the cache; returns the number of recordings. Safe to run anywhere that sees both folders, also twice."
     if read_json(Path(cache)/"meta.json")["fingerprint"] != fingerprint: raise DataError("belongs to other files", where=cache)
