@@ -20,11 +20,11 @@ from .core import (CHANNELS, CLASSES, CONSENSUS, EEG_RATE, EEG_SAMPLES, EEG_SECO
 from .patterns import add_blinks, add_mains, add_muscle, add_pops, compose, draw_scene, drift
 from .spectrogram import host_spectrogram
 
-# %% ../nbs/04_simulate.ipynb #1a5f169c
+# %% ../nbs/04_simulate.ipynb #fb2000ae
 CENTRE = pd.DataFrame([[.64, .08, .09, .05, .03, .11], [.03, .72, .03, .08, .01, .13], [.06, .06, .69, .01, .04, .14],
                        [.03, .12, .01, .57, .05, .22], [.02, .02, .06, .05, .60, .25], [.02, .05, .04, .05, .07, .77]],
                       index=CLASSES, columns=CLASSES)
-EXPERTS = dict(zip(CLASSES, (.18, .45, .45, .40, .32, .44)))     # share of events that ten or more experts saw
+EXPERTS = dict(zip(CLASSES, (.17, .43, .43, .38, .32, .42)))     # share of events that ten or more experts saw
 
 
 def draw_votes(rng, truth, experts):
@@ -125,8 +125,8 @@ def plan_recording(rng, recording, files, ids, turns):
     recording.rows = rows
     return recording
 
-# %% ../nbs/04_simulate.ipynb #be8faebf
-def plan(patients, test_patients, seed, recordings_per_patient=4., files=(.76, .13, .05, .03, .02, .01)):
+# %% ../nbs/04_simulate.ipynb #27c20d89
+def plan(patients, test_patients, seed, recordings_per_patient=3.2, files=(.76, .13, .05, .03, .02, .01)):
     "All recordings of a competition, in a fixed order: list of Recording. `files`: chances of 1, 2, 3 ... EEG files per recording."
     rng = np.random.default_rng([seed, 1])
     def ids(high, n):
@@ -256,11 +256,11 @@ def tables(recordings, seed):
     truth = truth[["split", "eeg_id", "eeg_sub_id", "label_id", "spectrogram_id", "patient_id", *CLASSES, *latent, *VOTES, "n_votes", "n_rows"]]
     return train, test, sample, truth.reset_index(drop=True)
 
-# %% ../nbs/04_simulate.ipynb #d9f9dc5f
+# %% ../nbs/04_simulate.ipynb #18232520
 def simulate(out, patients=60, test_patients=12, seed=0, workers=2, progress=True, **scale):
     """Write a simulated competition to folder `out` and return it as a Path.
 
-    `scale`: `recordings_per_patient` (mean, default 4; the real data have 5.7), `files` (chances of 1, 2 ... EEG files per
+    `scale`: `recordings_per_patient` (mean before rounding up, default 3.2; the real data have 5.7), `files` (chances of 1, 2 ... EEG files per
     recording), `strength` (patterns against the background, default 1). Same arguments, same bytes, whatever `workers`.
     A simulation that was stopped is continued; a folder that holds something else is refused with `DataError`."""
     from joblib import Parallel, delayed
