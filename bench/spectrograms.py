@@ -14,7 +14,7 @@ import warnings
 import numpy as np
 import torch
 
-from hms_hbac.core import EEG_SAMPLES, SPEC_BINS, SPEC_STEPS
+from hms_hbac.core import EEG_SAMPLES, SPEC_BINS, SPEC_STEPS, HmsError
 from hms_hbac.signal import MONTAGES
 from hms_hbac.spectrogram import chain_mean, log_mel
 
@@ -73,7 +73,7 @@ def views_per_second(batch=64, seconds=1.0):
     for name, make in VIEWS.items():
         try:
             view = make().cuda().eval()
-        except TypeError:
+        except (TypeError, ValueError, HmsError):
             continue                      # a building block that needs arguments
         steps = view.spec_steps or SPEC_STEPS
         data = {"eeg": eeg, "spectrogram": torch.rand(batch, 4, SPEC_BINS, steps, device="cuda").exp()}
