@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['LOGS', 'View', 'squash', 'moments', 'Standard', 'observe', 'constants', 'fit', 'panel_index', 'centred', 'Panels',
-           'Stats', 'Percentiles', 'together', 'HStack', 'VStack', 'Grid', 'Around', 'Normalize', 'Log', 'Scale',
-           'Flip', 'Repeat', 'resize_weights', 'resize', 'Resize', 'random_start', 'take', 'CropPad', 'SlidingWindows']
+           'images', 'Stats', 'Percentiles', 'together', 'HStack', 'VStack', 'Grid', 'Around', 'Normalize', 'Log',
+           'Scale', 'Flip', 'Repeat', 'resize_weights', 'resize', 'Resize', 'random_start', 'take', 'CropPad',
+           'SlidingWindows']
 
 # %% ../nbs/06_view_algebra.ipynb #d51e791d
 import inspect
@@ -171,12 +172,22 @@ class Panels(View):
         x = torch.cat([x[:, i] for i in self.index], 1).unsqueeze(1)
         return self.standard(squash(x, self.clip, self.log))
 
-# %% ../nbs/06_view_algebra.ipynb #bb181b2e
+# %% ../nbs/06_view_algebra.ipynb #02a782d7
+def images(*views, panels=1):
+    "`views` unchanged, if all are image views whose rows make `panels` equal panels; else `RecipeError`."
+    for v in views:
+        if not isinstance(v, View): raise RecipeError(f"{v!r} is no view", where="view", cure="put views inside, such as Panels()")
+        if len(v.shape) != 3 or v.shape[1] % panels:
+            raise RecipeError(f"{v!r} of shape {v.shape} is no image" + f" of {panels} panels" * (panels > 1), where="view", cure="use an image view, such as Panels()")
+    if not views: raise RecipeError("no views to join", where="view", cure="put views inside, such as Panels()")
+    return views
+
+# %% ../nbs/06_view_algebra.ipynb #ebeebc87
 class Stats(View):
     """Minimum, maximum, mean and range over the four stacked panels of `view`, under each other in this order; shape as `view`'s.
     Without a view: of `Panels(norm)`."""
     def __init__(self, view=None, norm="image"):
-        super().__init__(view=view or Panels(norm), norm="image")        # the view says it all: `norm` need not be written again
+        super().__init__(view=images(view or Panels(norm), panels=4)[0], norm="image")        # the view says it all: `norm` need not be written again
         self.shape = self.view.shape
 
     def forward(self, batch):
@@ -190,7 +201,7 @@ class Percentiles(View):
     As in `Stats`, a cell that one panel misses is missing.
     Without a view: of `Panels(norm)`."""
     def __init__(self, view=None, q=(20, 40, 60, 80), norm="image"):
-        super().__init__(view=view or Panels(norm), q=q, norm="image")
+        super().__init__(view=images(view or Panels(norm), panels=4)[0], q=q, norm="image")
         c, h, w = self.view.shape
         self.shape = (c, h // 4 * len(self.q), w)
 
@@ -200,7 +211,7 @@ class Percentiles(View):
         place = [(int(3 * q // 100), 3 * q / 100 % 1) for q in self.q]
         return torch.cat([x.select(-3, i).lerp(x.select(-3, min(i + 1, 3)), part) for i, part in place], -2)
 
-# %% ../nbs/06_view_algebra.ipynb #5451006c
+# %% ../nbs/06_view_algebra.ipynb #def82153
 def together(views, batch, dim):
     "Pictures of `views` joined along `dim`; where one has N windows, the others stand beside each of them."
     images = [v.forward(batch) for v in views]
@@ -212,7 +223,7 @@ def together(views, batch, dim):
 class HStack(View):
     "`views` side by side; equal channels and heights."
     def __init__(self, *views):
-        super().__init__(views=nn.ModuleList(views))
+        super().__init__(views=nn.ModuleList(images(*views)))
         if len({v.shape[:2] for v in views}) != 1:
             raise RecipeError(f"HStack needs equal heights, got shapes {[v.shape for v in views]}", cure="resize or pad the smaller ones")
         self.shape = (*views[0].shape[:2], sum(v.shape[2] for v in views))
@@ -224,11 +235,11 @@ class HStack(View):
 
     def forward(self, batch): return together(self.views, batch, -1)
 
-# %% ../nbs/06_view_algebra.ipynb #deea97c4
+# %% ../nbs/06_view_algebra.ipynb #d08ea560
 class VStack(View):
     "`views` under each other; equal channels and widths. Its blocks are theirs where they agree, else one block over the whole width."
     def __init__(self, *views):
-        super().__init__(views=nn.ModuleList(views))
+        super().__init__(views=nn.ModuleList(images(*views)))
         if len({(v.shape[0], v.shape[2]) for v in views}) != 1:
             raise RecipeError(f"VStack needs equal widths, got shapes {[v.shape for v in views]}", cure="resize or pad the smaller ones")
         self.shape = (views[0].shape[0], sum(v.shape[1] for v in views), views[0].shape[2])
@@ -245,10 +256,11 @@ def Grid(rows):
     "`rows` of views, as in [[a, b], [c, d]]: an `HStack` per row, under each other."
     return VStack(*[HStack(*row) for row in rows])
 
-# %% ../nbs/06_view_algebra.ipynb #e5f282eb
+# %% ../nbs/06_view_algebra.ipynb #8456cb7a
 class Around(View):
     "A view of one view; as it stands, the same picture."
     def __init__(self, view, **given):
+        if not isinstance(view, View): images(view)
         super().__init__(view=view, **given)
         self.shape = view.shape
 
@@ -312,11 +324,11 @@ def resize(x, height, width):
     if x.shape[-1] != width: x = x @ resize_weights(x.shape[-1], width, x.device).T
     return resize_weights(x.shape[-2], height, x.device) @ x if x.shape[-2] != height else x
 
-# %% ../nbs/06_view_algebra.ipynb #df0f505c
+# %% ../nbs/06_view_algebra.ipynb #b3102705
 class Resize(Around):
     "`view` at `height` x `width`: area means where it shrinks, linear interpolation where it grows. Missing values count as 0: normalise first."
     def __init__(self, view, height, width):
-        super().__init__(view, height=height, width=width)
+        super().__init__(images(view)[0], height=height, width=width)
         self.shape = (view.shape[0], height, width)
 
     @property
@@ -339,11 +351,11 @@ def take(x, start, width):
     index = start.view(-1, *[1] * (x.ndim - 1)) + torch.arange(width, device=x.device)
     return x.gather(-1, index.expand(*x.shape[:-1], width))
 
-# %% ../nbs/06_view_algebra.ipynb #cf22db77
+# %% ../nbs/06_view_algebra.ipynb #6caa6e95
 class CropPad(Around):
     "The middle `height` x `width` of `view`, zeros beyond its borders; with `random`, columns from a random place in training."
     def __init__(self, view, height, width, random=False):
-        super().__init__(view, height=height, width=width, random=random)
+        super().__init__(images(view)[0], height=height, width=width, random=random)
         self.shape = (view.shape[0], height, width)
         self.top, self.left = ((have - want) // 2 for have, want in zip(view.shape[1:], (height, width)))
         self.room = view.shape[2] - width

@@ -364,6 +364,15 @@ def test_longer_and_shorter_windows(batch):
     assert x[..., 512:562].abs().max() == 0 and x[..., 862:].abs().max() == 0 and x[..., 562:862].std() > .5
 
 
+def test_views_travel(batch):
+    "Copied, pickled, and through a state dict: the same picture."
+    import copy
+    import pickle
+    v = view("own512").eval()
+    for other in (copy.deepcopy(v), pickle.loads(pickle.dumps(v))): assert torch.equal(other(batch), v(batch))
+    with torch.autocast("cpu", torch.bfloat16): assert torch.equal(v(batch), view("own512").eval()(batch)) and v(batch).dtype == torch.float32
+
+
 def test_differentiable(batch):
     b = {**batch, "spectrogram": torch.nan_to_num(batch["spectrogram"], nan=1.).requires_grad_()}
     view("panels_percentiles")(b).square().sum().backward()
@@ -372,7 +381,9 @@ def test_differentiable(batch):
 
 @pytest.mark.parametrize("text, message", [
     ("Panels(norm='batch')", "unknown normalisation 'batch'"), ("Panels(order='LL,LP')", "name each of"), ("Panels(log='log2')", "unknown logarithm"),
-    ("HStack(Panels(), Mels())", "equal heights"), ("SlidingWindows(Panels(), 400)", "wider than"), ("Panels(colour=1)", "unexpected keyword"),
+    ("HStack(Panels(), Mels())", "equal heights"), ("SlidingWindows(Panels(), 400)", "wider than"), ("HStack()", "no views"),
+    ("HStack(Sequence(), Sequence())", "is no image"), ("Stats(Resize(Panels(), 50, 50))", "no image of 4 panels"),
+    ("Normalize(3)", "is no view"), ("Resize(Sequence(), 8, 8)", "is no image"), ("Panels(colour=1)", "unexpected keyword"),
     ("Spectra()", "unknown name 'Spectra'"), ("RawImage('Fp1,Xx')", "cannot draw")])
 def test_a_wrong_expression_is_told_at_once(text, message):
     with pytest.raises(HmsError, match=message):
