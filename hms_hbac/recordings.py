@@ -134,7 +134,7 @@ def locked(cache):
         except BlockingIOError: raise DataError("another prepare works on this cache", where=cache, cure="wait for it to end") from None
         yield
 
-# %% ../nbs/05_recordings.ipynb #cb21c70d
+# %% ../nbs/05_recordings.ipynb #c0e042fe
 def plan(comp, cache, meta):
     "The shards to write: list of (cache, kind, number, paths, fingerprint), and those of them that are missing."
     tasks, size = [], meta["shard"]
@@ -151,13 +151,14 @@ def prepare(comp, cache, workers=2, progress=True, backend=None, dask=None):
     if not any(comp.files(kind) for kind in KINDS):
         raise DataError("no recordings in train_eegs and train_spectrograms", where=comp.path, cure="copy Kaggle's files here")
     meta = claim(cache, comp)
+    if (Path(cache)/"index.parquet").is_file() and not plan(comp, cache, meta)[1]: return Recordings(cache)
     with locked(cache):
         for part in Path(cache).glob("**/.*.part"): part.unlink()            # what a killed process left
         tasks, missing = plan(comp, cache, meta)
         total, todo = sum(len(t[3]) for t in tasks), sum(len(t[3]) for t in missing)
         with tqdm(total=total, initial=total - todo, desc="prepare", unit="file", disable=not progress) as bar:
             for n in (run_dask(missing, dask) if dask else run_joblib(missing, workers, backend)): bar.update(n)
-        if missing or not (Path(cache)/"index.parquet").is_file(): write_index(cache, tasks)
+        write_index(cache, tasks)
     return Recordings(cache)
 
 # %% ../nbs/05_recordings.ipynb #48af5899

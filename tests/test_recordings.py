@@ -134,10 +134,14 @@ def test_other_formats_and_folders_are_refused(folder, cache, tmp_path):
     with pytest.raises(DataError, match="no recordings in train_eegs"): prepare(tmp_path / "e", tmp_path / "f", progress=False)
 
 
-def test_one_prepare_at_a_time(folder, cache):
-    with recordings.locked(cache):
-        with pytest.raises(DataError, match="another prepare works on this cache"): prepare(folder, cache, progress=False)
-    prepare(folder, cache, progress=False)
+def test_one_prepare_at_a_time(folder, cache, tmp_path):
+    half = shutil.copytree(cache, tmp_path / "c")
+    shard_path(half, "eegs", 2, "json").unlink()
+    with recordings.locked(half), recordings.locked(cache):
+        with pytest.raises(DataError, match="another prepare works on this cache"): prepare(folder, half, progress=False)
+        prepare(folder, cache, progress=False)                           # complete: nothing to keep apart
+    prepare(folder, half, progress=False)
+    same(half, cache)
 
 
 def test_a_file_that_vanishes_stops_the_work(folder, tmp_path):
