@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['FLOOR', 'PRESETS', 'softmax', 'pool', 'preset', 'read_member', 'row_fault', 'check_submission', 'id_faults',
-           'short_names', 'gather', 'lacking', 'checked_weights', 'prior_of', 'ensemble', 'summary']
+           'short_names', 'gather', 'lacking', 'checked_weights', 'ensemble']
 
-# %% ../nbs/15_ensemble.ipynb #1b9e0b57
+# %% ../nbs/15_ensemble.ipynb #7cf8891a
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from .core import CLASSES, VOTES, HmsError, SubmissionError
-from .predict import plain_id, test_ids, write_report, write_submission
+from .predict import plain_id, prior_of, summary, test_ids, write_report, write_submission
 
 # %% ../nbs/15_ensemble.ipynb #3379d374
 FLOOR = 1e-7       # below this a probability is not distinguished from zero when logarithms are taken
@@ -149,16 +149,6 @@ def checked_weights(weights):
     if not any(weights.values()): raise SubmissionError("no member has a positive weight", cure="name members as FILE=WEIGHT")
     return {m: float(w) for m, w in weights.items()}
 
-# %% ../nbs/15_ensemble.ipynb #e7175617
-def prior_of(comp):
-    "Mean vote share over the rows of `comp`'s train.csv; one sixth each where there is none."
-    for name in ("train.csv", "train.csv.gz"):
-        try: votes = pd.read_csv(Path(comp)/name, usecols=list(VOTES)).to_numpy(float)
-        except (OSError, ValueError, TypeError): continue
-        votes = votes[np.isfinite(votes).all(1) & (votes >= 0).all(1) & (votes.sum(1) > 0)]
-        if len(votes): return (votes / votes.sum(1, keepdims=True)).mean(0)
-    return np.full(6, 1 / 6)
-
 # %% ../nbs/15_ensemble.ipynb #5aada443
 def ensemble(members, out, comp=None, prior=None, how=None):
     """Blend submission files {path: weight} into `out`; 0, or 3 when rows or members were lost (prediction_report.csv says which).
@@ -181,10 +171,3 @@ def ensemble(members, out, comp=None, prior=None, how=None):
     write_submission(ids, prob, out)
     for line in summary(report, len(ids)): print(line)
     return 3 if report else 0
-
-# %% ../nbs/15_ensemble.ipynb #41ac0ef6
-def summary(report, n):
-    "A report as lines for people: one per member and reason."
-    count = pd.Series([(r["member"], r["reason"], r["used"]) for r in report], dtype=object).value_counts(sort=False)
-    whole = {r["member"] for r in report if r["row"] == "all"}
-    return [f"{m}: {why}; {'the whole member' if m in whole else f'{k} of {n} rows'}, {used} used instead" for (m, why, used), k in count.items()]

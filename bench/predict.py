@@ -1,0 +1,158 @@
+"""Prediction's cost over the cost of its parts: wall time against reading plus bare forward passes, memory against rows.
+
+    python bench/predict.py [--rows 1000] [--batch 32] [--files 24]
+
+The test folder holds `files` simulated recordings, linked under new ids until there are `rows`. Two systems at demo scale, panels_b0 and
+resnet1d_gru, with random weights (the time does not depend on them). Each measurement runs in its own process. On CUDA, where there
+is one, attention_b0 and multiwindow_b0 at full scale follow. The last line is `predict_ratio=... rss_ratio=...`.
+"""
+import argparse
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+SYSTEMS = ("panels_b0", "resnet1d_gru")
+
+
+def simulated(folder, files, seed=0):
+    "A folder with `files` test recordings in the competition's format."
+    import numpy as np
+    import pandas as pd
+
+    from hms_hbac.core import CHANNELS, EEG_SAMPLES, spectrogram_columns
+    rng = np.random.default_rng(seed)
+    for kind in ("eegs", "spectrograms"):
+        (folder / f"test_{kind}").mkdir(parents=True)
+    for i in range(files):
+        x = np.cumsum(rng.normal(0, 4, (EEG_SAMPLES, 20)), 0)
+        x -= np.linspace(0, 1, EEG_SAMPLES)[:, None] * x[-1]
+        pd.DataFrame(x.round(2).astype(np.float32), columns=list(CHANNELS)).to_parquet(folder / f"test_eegs/{i}.parquet", index=False)
+        spec = pd.DataFrame(rng.lognormal(0, 1, (300, 400)).round(2).astype(np.float32), columns=spectrogram_columns())
+        spec.insert(0, "time", np.arange(1, 600, 2))
+        spec.to_parquet(folder / f"test_spectrograms/{i}.parquet", index=False)
+    return folder
+
+
+def linked(source, folder, rows):
+    "A competition folder of `rows` test rows whose files are hard links to those of `source`."
+    for kind in ("eegs", "spectrograms"):
+        (folder / f"test_{kind}").mkdir(parents=True)
+        files = sorted((source / f"test_{kind}").glob("*.parquet"), key=lambda p: int(p.stem))
+        for i in range(rows):
+            os.link(files[i % len(files)], folder / f"test_{kind}/{10_000 + i}.parquet")
+    (folder / "test.csv").write_text("spectrogram_id,eeg_id,patient_id\n" + "".join(f"{10_000 + i},{10_000 + i},1\n" for i in range(rows)))
+    return folder
+
+
+def random_run(folder, name, scale):
+    from hms_hbac.checkpoints import save_weights
+    from hms_hbac.core import seed_everything
+    from hms_hbac.recipes import build, load_recipe, save_recipe
+    recipe = load_recipe(name, scale=scale, set=["net.pretrained=none"] if name != "resnet1d_gru" else ())
+    seed_everything(0)
+    save_recipe(recipe, folder / name / "fold0" / "recipe.yaml")
+    save_weights(folder / name / "fold0" / "model.safetensors", build(recipe).state_dict())
+
+
+def measure_predict(runs, comp, out, batch):
+    "Wall seconds of one predict call (its import aside), and the process's peak memory in MB."
+    from hms_hbac.predict import load_crew, predict, predict_table
+    from hms_hbac.competition import Competition
+    crew = load_crew(runs)
+    warm_up(crew, batch)
+    begin = time.perf_counter()
+    status = predict(crew, comp, out, batch_size=batch, progress=False)
+    wall = time.perf_counter() - begin
+    print(f"predict {wall:.3f} {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.1f} {status}")
+
+
+def warm_up(crew, batch):
+    import torch
+
+    from hms_hbac.predict import answer, for_member
+    x = {"eeg": torch.randn(batch, 20, 10_000), "spectrogram": torch.rand(batch, 4, 100, 300) + .1}
+    x = {k: v.to(crew.device) for k, v in x.items()}
+    for m in crew.members:
+        answer(m, for_member(m, x))
+    return x
+
+
+def measure_parts(runs, comp, batch):
+    "Wall seconds of reading the parquet files with pyarrow, and of the bare forward passes on a batch in memory."
+    import pyarrow.parquet as pq
+    import torch
+
+    from hms_hbac.predict import for_member, load_crew
+    comp, crew = Path(comp), load_crew(runs)
+    x = warm_up(crew, batch)
+    files = [f for kind in ("eegs", "spectrograms") for f in sorted((comp / f"test_{kind}").iterdir())]
+    begin = time.perf_counter()
+    for f in files:
+        for c in pq.read_table(f, use_threads=False).columns:
+            c.to_numpy()
+    read = time.perf_counter() - begin
+    rows, seconds = len(files) // 2, 0.0
+    begin = time.perf_counter()
+    with torch.no_grad():
+        for _ in range(-(-rows // batch)):
+            for m in crew.members:
+                m.system(for_member(m, x))[0].softmax(-1)
+    if crew.device.type == "cuda": torch.cuda.synchronize()
+    print(f"parts {read:.3f} {time.perf_counter() - begin:.3f}")
+
+
+def child(*args):
+    "Run this file as another process and give back the numbers of its last line."
+    done = subprocess.run([sys.executable, __file__, "--child", *map(str, args)], capture_output=True, text=True)
+    if done.returncode: sys.exit(done.stderr[-3000:])
+    return [float(v) for v in done.stdout.strip().splitlines()[-1].split()[1:]]
+
+
+def main(rows, batch, files):
+    with tempfile.TemporaryDirectory() as d:
+        d = Path(d)
+        source = simulated(d / "source", files)
+        small, large = linked(source, d / "small", rows), linked(source, d / "large", 2 * rows)
+        for name in SYSTEMS:
+            random_run(d / "runs", name, "demo")
+        print(f"{rows} rows, {' + '.join(SYSTEMS)} at demo scale, batches of {batch}, {os.cpu_count()} cores\n")
+        print(f"{'':34}{'seconds':>9}{'rows/s':>9}{'peak MB':>9}")
+        read, forward = child("parts", d / "runs", small, batch)
+        for name, s in (("reading the parquet files", read), ("bare forward passes", forward), ("sum", read + forward)):
+            print(f"{name:34}{s:9.2f}{rows / s:9.1f}")
+        wall, peak, status = child("predict", d / "runs", small, d / "s.csv", batch)
+        print(f"{f'predict, {rows} rows':34}{wall:9.2f}{rows / wall:9.1f}{peak:9.0f}")
+        again, more, _ = child("predict", d / "runs", large, d / "t.csv", batch)
+        print(f"{f'predict, {2 * rows} rows':34}{again:9.2f}{2 * rows / again:9.1f}{more:9.0f}")
+        assert status == 0 and sum(1 for _ in open(d / "t.csv")) == 2 * rows + 1
+        gpu(d, small, rows, batch)
+        print(f"\npredict_ratio={wall / (read + forward):.3f} rss_ratio={more / peak:.3f}")
+
+
+def gpu(d, comp, rows, batch):
+    import torch
+    if not torch.cuda.is_available(): return
+    print(f"\n{torch.cuda.get_device_name()}, full scale")
+    for name in ("attention_b0", "multiwindow_b0"):
+        random_run(d / "full" / name, name, "full")
+        wall, peak, _ = child("predict", d / "full" / name, comp, d / "g.csv", batch)
+        read, forward = child("parts", d / "full" / name, comp, batch)
+        print(f"{name:34}{wall:9.2f}{rows / wall:9.1f}{peak:9.0f}   forward alone {rows / forward:.1f} rows/s, reading alone {rows / read:.1f} rows/s")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--child"]:
+        what, *args = sys.argv[2:]
+        if what == "predict": measure_predict(args[0], args[1], args[2], int(args[3]))
+        else: measure_parts(args[0], args[1], int(args[2]))
+    else:
+        p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+        p.add_argument("--rows", type=int, default=1000)
+        p.add_argument("--batch", type=int, default=32)
+        p.add_argument("--files", type=int, default=24)
+        a = p.parse_args()
+        main(a.rows, a.batch, a.files)
