@@ -25,7 +25,7 @@ def example_rows(events, rows="event"):
     best = np.argsort(-events.n_votes.to_numpy(), kind="stable")          # the first of equals wins
     return np.sort(best[~events.spectrogram_id.iloc[best].duplicated().to_numpy()])
 
-# %% ../nbs/11b_batches.ipynb #d8b99ba8
+# %% ../nbs/11b_batches.ipynb #4eceb9a6
 def stage_rows(events, stage, seed=0):
     "Boolean mask over `events`: the rows that `stage` (min_votes, max_votes, bound, keep, keep_from) trains on."
     votes = events.n_votes.to_numpy()
@@ -35,7 +35,7 @@ def stage_rows(events, stage, seed=0):
         unanimous = events[list(VOTES)].to_numpy().max(1) == events[list(VOTES)].to_numpy().sum(1)
         mask &= (unanimous == (stage.bound == "unanimous")) | ((votes != low) & (votes != high))
     if stage.keep < 1:
-        chance = (sample_keys(seed, 0, events.event_id.to_numpy()).numpy() >> 11) / 2.0**53 + .5      # uniform in [0, 1)
+        chance = (sample_keys(seed, 0, events.event_id.to_numpy(copy=True)).numpy() >> 11) / 2.0**53 + .5      # uniform in [0, 1)
         mask &= (chance < stage.keep) | (votes < stage.keep_from)
     return mask
 
@@ -44,14 +44,14 @@ def epoch_order(n, seed, stage, epoch):
     "The permutation of `n` rows for this stage and epoch, (n,) int64."
     return np.random.default_rng([seed, stage, epoch]).permutation(n)
 
-# %% ../nbs/11b_batches.ipynb #cf65a5e2
+# %% ../nbs/11b_batches.ipynb #4735576d
 def plan_updates(n, batch_size, accumulate=1, processes=1):
     "An epoch of `n` rows as a list of updates, each a list of (start, stop) of its batches. `RecipeError` where the rows do not suffice."
     if batch_size < processes or n < 2 * processes:
         raise RecipeError(f"{n} rows in batches of {batch_size} do not feed {processes} processes", where="batch_size",
                           cure="more rows (see the stage's votes), a larger batch_size or fewer processes")
     starts = list(range(0, n, batch_size))
-    if len(starts) > 1 and n - starts[-1] < 2 * processes: starts.pop()
+    if len(starts) > 1 and n - starts[-1] < batch_size // 2: starts[-1] = (starts[-2] + n + 1) // 2
     batches = list(zip(starts, [*starts[1:], n]))
     return [batches[i:i + accumulate] for i in range(0, len(batches), accumulate)]
 
