@@ -48,7 +48,7 @@ class Progress:
     def next_stage(self):
         self.stage, self.epoch, self.update, self.done, self.best, self.since_best, self.stopped = self.stage + 1, 0, 0, 0, None, 0, False
 
-# %% ../nbs/11d_loop.ipynb #a47a9875
+# %% ../nbs/11d_loop.ipynb #d138eec9
 @dataclass
 class Loop:
     "The parts of one training. `system(batch)` -> (logits, batch); `data.batch(rows, epoch)` -> dict of CPU tensors; rows are positions in `events`."
@@ -67,6 +67,7 @@ class Loop:
     checkpoint_every: float = 240.0     # seconds between checkpoints where no evaluation falls
     log: bool = True
     notes: list = field(default_factory=list)
+    about: dict = field(default_factory=dict)       # more lines for the manifest
     progress: Progress = field(default_factory=Progress)
     model: Any = None                   # the system, wrapped for several processes
     best_weights: Optional[dict] = None

@@ -73,7 +73,7 @@ def like_parameters(optimizer):
         for k, v in state.items():
             if torch.is_tensor(v) and v.shape == p.shape and v.stride() != p.stride(): state[k] = torch.empty_like(p, dtype=v.dtype).copy_(v)
 
-# %% ../nbs/12_training.ipynb #0f54fd95
+# %% ../nbs/12_training.ipynb #9ff5d6d6
 def versions():
     "Versions of what decides the result."
     def of(name):
@@ -91,7 +91,7 @@ def publish(loop, status, **more):
                 "processes": loop.processes, "precision": loop.accelerator.mixed_precision.replace("no", "fp32"), "updates": p.total,
                 "updates_planned": loop.updates, "samples": p.samples, "wall_seconds": round(loop.wall_before + time.monotonic() - loop.began, 2), "train_seconds": round(p.train_seconds, 2),
                 "samples_per_s": round(p.samples / max(p.train_seconds, 1e-9), 2), "train_rows": len(loop.train_rows), "valid_rows": len(loop.valid_rows),
-                "notes": loop.notes, "versions": versions(), **more}
+                "notes": loop.notes, "versions": versions(), **loop.about, **more}
     try:
         with atomic_write(loop.folder/"history.csv") as tmp: pd.DataFrame(p.history).to_csv(tmp, index=False)
         write_json(loop.folder/"manifest.json", manifest)
@@ -285,7 +285,7 @@ def make_loop(accelerator, recipe, recordings, table, folder, identity, **more):
     system.view.fit(to_device(train_data.batch(c, 0), "cpu") for c in chunks)            # constants of the data, where the view learns some
     return Loop(system, recipe, table, train_data, valid_data, rows, np.flatnonzero(table.fold == identity["fold"]), folder, identity, accelerator, **more)
 
-# %% ../nbs/12_training.ipynb #f0c0159d
+# %% ../nbs/12_training.ipynb #e7b52bd6
 def train(recipe, comp_path, runs, fold, cache=None, resume=True, time_budget=None, log=True, label_sources=None, track=None):
     """Train one fold of a `Recipe`: the path of runs/<recipe>/fold<k>. A finished run is left alone, a stopped one goes on, `resume=False` begins again.
 
@@ -301,7 +301,7 @@ def train(recipe, comp_path, runs, fold, cache=None, resume=True, time_budget=No
     if accelerator.is_main_process: save_recipe(recipe, folder/"recipe.yaml")
     recordings, table = open_data(accelerator, recipe, comp, cache or Path(runs).absolute().parent/"cache", log)
     loop = make_loop(accelerator, recipe, recordings, table, folder, identity, label_sources=label_sources or {}, log=log,
-                     notes=[note] if note else [], budget=None if budget is None else budget - (time.monotonic() - begin))
+                     notes=[note] if note else [], about={"data_path": str(Path(comp_path).absolute())}, budget=None if budget is None else budget - (time.monotonic() - begin))
     if track: accelerator.init_trackers("hms_hbac", {"recipe": recipe.name, **identity})
     if fit(loop) == "finished": conclude(loop)
     elif accelerator.is_main_process and log:
