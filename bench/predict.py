@@ -3,7 +3,8 @@
     python bench/predict.py [--rows 1000] [--batch 32] [--files 24]
 
 The test folder holds `files` simulated recordings, linked under new ids until there are `rows`. Two systems at demo scale, panels_b0 and
-resnet1d_gru, with random weights (the time does not depend on them). Each measurement runs in its own process. On CUDA, where there
+resnet1d_gru, with random weights (the time does not depend on them). The parts are measured before and after predict in the same process,
+so that a busy machine does not favor either; the doubled test set has a process of its own. On CUDA, where there
 is one, attention_b0 and multiwindow_b0 at full scale follow. The last line is `predict_ratio=... rss_ratio=...`.
 """
 import argparse
@@ -58,16 +59,18 @@ def random_run(folder, name, scale):
     save_weights(folder / name / "fold0" / "model.safetensors", build(recipe).state_dict())
 
 
-def measure_predict(runs, comp, out, batch):
-    "Wall seconds of one predict call (its import aside), and the process's peak memory in MB."
-    from hms_hbac.predict import load_crew, predict, predict_table
-    from hms_hbac.competition import Competition
+def measure(runs, comp, out, batch, parts):
+    "Wall seconds of reading, bare forward passes (each the mean of a pass before and one after) and predict; peak memory in MB; status."
+    from hms_hbac.predict import load_crew, predict
     crew = load_crew(runs)
-    warm_up(crew, batch)
+    x = warm_up(crew, batch)
+    before = measure_parts(crew, Path(comp), x, batch) if parts else (0, 0)
     begin = time.perf_counter()
     status = predict(crew, comp, out, batch_size=batch, progress=False)
     wall = time.perf_counter() - begin
-    print(f"predict {wall:.3f} {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.1f} {status}")
+    after = measure_parts(crew, Path(comp), x, batch) if parts else (0, 0)
+    read, forward = ((a + b) / 2 for a, b in zip(before, after))
+    print(f"{read:.3f} {forward:.3f} {wall:.3f} {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.1f} {status}")
 
 
 def warm_up(crew, batch):
@@ -81,35 +84,32 @@ def warm_up(crew, batch):
     return x
 
 
-def measure_parts(runs, comp, batch):
+def measure_parts(crew, comp, x, batch):
     "Wall seconds of reading the parquet files with pyarrow, and of the bare forward passes on a batch in memory."
     import pyarrow.parquet as pq
     import torch
 
-    from hms_hbac.predict import for_member, load_crew
-    comp, crew = Path(comp), load_crew(runs)
-    x = warm_up(crew, batch)
+    from hms_hbac.predict import for_member
     files = [f for kind in ("eegs", "spectrograms") for f in sorted((comp / f"test_{kind}").iterdir())]
     begin = time.perf_counter()
     for f in files:
         for c in pq.read_table(f, use_threads=False).columns:
             c.to_numpy()
     read = time.perf_counter() - begin
-    rows, seconds = len(files) // 2, 0.0
     begin = time.perf_counter()
     with torch.no_grad():
-        for _ in range(-(-rows // batch)):
+        for _ in range(-(-len(files) // 2 // batch)):
             for m in crew.members:
                 m.system(for_member(m, x))[0].softmax(-1)
     if crew.device.type == "cuda": torch.cuda.synchronize()
-    print(f"parts {read:.3f} {time.perf_counter() - begin:.3f}")
+    return read, time.perf_counter() - begin
 
 
 def child(*args):
-    "Run this file as another process and give back the numbers of its last line."
+    "Run `measure` in a process of its own and give back its numbers."
     done = subprocess.run([sys.executable, __file__, "--child", *map(str, args)], capture_output=True, text=True)
     if done.returncode: sys.exit(done.stderr[-3000:])
-    return [float(v) for v in done.stdout.strip().splitlines()[-1].split()[1:]]
+    return [float(v) for v in done.stdout.strip().splitlines()[-1].split()]
 
 
 def main(rows, batch, files):
@@ -121,12 +121,11 @@ def main(rows, batch, files):
             random_run(d / "runs", name, "demo")
         print(f"{rows} rows, {' + '.join(SYSTEMS)} at demo scale, batches of {batch}, {os.cpu_count()} cores\n")
         print(f"{'':34}{'seconds':>9}{'rows/s':>9}{'peak MB':>9}")
-        read, forward = child("parts", d / "runs", small, batch)
+        read, forward, wall, peak, status = child(d / "runs", small, d / "s.csv", batch, 1)
         for name, s in (("reading the parquet files", read), ("bare forward passes", forward), ("sum", read + forward)):
             print(f"{name:34}{s:9.2f}{rows / s:9.1f}")
-        wall, peak, status = child("predict", d / "runs", small, d / "s.csv", batch)
         print(f"{f'predict, {rows} rows':34}{wall:9.2f}{rows / wall:9.1f}{peak:9.0f}")
-        again, more, _ = child("predict", d / "runs", large, d / "t.csv", batch)
+        _, _, again, more, _ = child(d / "runs", large, d / "t.csv", batch, 0)
         print(f"{f'predict, {2 * rows} rows':34}{again:9.2f}{2 * rows / again:9.1f}{more:9.0f}")
         assert status == 0 and sum(1 for _ in open(d / "t.csv")) == 2 * rows + 1
         gpu(d, small, rows, batch)
@@ -139,16 +138,14 @@ def gpu(d, comp, rows, batch):
     print(f"\n{torch.cuda.get_device_name()}, full scale")
     for name in ("attention_b0", "multiwindow_b0"):
         random_run(d / "full" / name, name, "full")
-        wall, peak, _ = child("predict", d / "full" / name, comp, d / "g.csv", batch)
-        read, forward = child("parts", d / "full" / name, comp, batch)
+        read, forward, wall, peak, _ = child(d / "full" / name, comp, d / "g.csv", batch, 1)
         print(f"{name:34}{wall:9.2f}{rows / wall:9.1f}{peak:9.0f}   forward alone {rows / forward:.1f} rows/s, reading alone {rows / read:.1f} rows/s")
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--child"]:
-        what, *args = sys.argv[2:]
-        if what == "predict": measure_predict(args[0], args[1], args[2], int(args[3]))
-        else: measure_parts(args[0], args[1], int(args[2]))
+        runs, comp, out, batch, parts = sys.argv[2:]
+        measure(runs, comp, out, int(batch), int(parts))
     else:
         p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
         p.add_argument("--rows", type=int, default=1000)

@@ -102,7 +102,7 @@ def test_check_reads_what_is_no_table(comp, tmp_path):
     assert "not readable" in check_submission(tmp_path / "gone.csv", comp)[0]
     (tmp_path / "empty.csv").touch()
     assert "not readable" in check_submission(tmp_path / "empty.csv", comp)[0]
-    with pytest.raises(DataError, match="no such file"):
+    with pytest.raises(DataError, match="test.csv"):
         check_submission(tmp_path / "gone.csv", tmp_path)
 
 

@@ -16,7 +16,7 @@ from hms_hbac.predict import Crew, Member, predict
 from hms_hbac.view_algebra import Panels
 from hms_hbac.views import RawImage
 
-EXAMPLES = int(os.environ.get("HMS_CORRUPTIONS", 600))
+EXAMPLES = int(os.environ.get("HMS_CORRUPTIONS", 520))
 
 
 class Tiny(torch.nn.Module):
