@@ -7,9 +7,16 @@ import pytest
 
 @pytest.fixture(scope="session")
 def comp_dir(tmp_path_factory):
-    "A simulated competition folder, small enough to be made in seconds."
+    "A simulated competition folder, made once for all pytest workers; tests read it and never write into it."
+    from filelock import FileLock
+
     from hms_hbac.simulate import simulate
-    return simulate(tmp_path_factory.mktemp("sim") / "comp", patients=10, test_patients=4, seed=1, workers=1, progress=False)
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with FileLock(base / "comp.lock"):
+        if not (base / "comp" / "train.csv").exists():
+            simulate(base / "comp", patients=10, test_patients=4, seed=1, workers=1, progress=False)
+    return base / "comp"
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,69 @@
+"""The README's path as a user walks it: whole commands, on a small competition."""
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+from hms_hbac.competition import Competition
+from hms_hbac.core import VOTES
+
+
+def hms(*args):
+    "`hms-hbac ARGS` in a process of its own: status, stdout, stderr."
+    done = subprocess.run([sys.executable, "-m", "hms_hbac", *map(str, args)], capture_output=True, text=True, timeout=280)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    status, stdout, stderr = hms("demo", "--out", folder, "--patients", 10, "--test-patients", 3, "--folds", "0")
+    assert status == 0, stdout + stderr
+    (folder / "stdout.txt").write_text(stdout)
+    return folder
+
+
+def test_demo_leaves_what_it_promises(out):
+    said = (out / "stdout.txt").read_text()
+    assert "submission.csv (valid: one row per test row)" in said and "mean vote on held-out patients" in said
+    assert "beats its better member" in said or "does NOT beat its better member" in said
+    scores = pd.read_csv(out / "scores.csv", index_col="member")
+    assert list(scores.index) == ["panels_b0", "resnet1d_gru", "ensemble", "mean vote", "floor"]
+    assert (scores.loc["floor"] < scores.loc["mean vote"]).all() and (scores.loc["floor"] < scores.loc["ensemble"]).all()
+    submission, test = pd.read_csv(out / "submission.csv"), Competition(out / "competition").test
+    assert submission.eeg_id.tolist() == test.eeg_id.tolist()
+    assert submission[list(VOTES)].sum(axis=1).sub(1).abs().max() < 1e-6
+    for member in ("panels_b0", "resnet1d_gru"):
+        files = {p.name for p in (out / "runs" / member / "fold0").iterdir()}
+        assert {"recipe.yaml", "model.safetensors", "history.csv", "oof.parquet", "manifest.json"} <= files
+
+
+def test_commands_on_the_demos_folders(out):
+    data, runs = out / "competition", out / "runs"
+    assert hms("check", data)[0] == 0
+    status, stdout, _ = hms("runs", runs)
+    assert status == 0 and "panels_b0" in stdout and "resnet1d_gru" in stdout
+    status, stdout, _ = hms("predict", runs / "panels_b0", "--data", data, "--out", out / "again.csv")
+    assert status == 0
+    pd.testing.assert_frame_equal(pd.read_csv(out / "again.csv"), pd.read_csv(out / "panels_b0.csv"))
+    status, stdout, _ = hms("ensemble", f"{out}/panels_b0.csv=1", f"{out}/resnet1d_gru.csv=3", "--data", data, "--out", out / "blend.csv")
+    assert status == 0 and hms("check-submission", out / "blend.csv", "--data", data)[0] == 0
+    a, b, c = (pd.read_csv(out / f)[list(VOTES)].to_numpy() for f in ("panels_b0.csv", "resnet1d_gru.csv", "blend.csv"))
+    assert abs(.25 * a + .75 * b - c).max() < 1e-6
+
+
+def test_a_named_fault_is_one_message_and_status_1(out):
+    status, stdout, stderr = hms("check-submission", out / "scores.csv", "--data", out / "competition")
+    assert status == 1 and "Traceback" not in stderr
+    status, _, stderr = hms("train", "no_such_recipe", "--data", out / "competition")
+    assert status == 1 and "no such recipe" in stderr and "cure:" in stderr and "Traceback" not in stderr
+
+
+def test_the_trained_runs_answer_the_real_sample(out, real):
+    "One real test row: one valid row, and nothing degraded (status 0)."
+    status, stdout, stderr = hms("predict", out / "runs" / "panels_b0", out / "runs" / "resnet1d_gru", "--data", real / "competition", "--out", out / "real.csv")
+    assert status == 0, stdout + stderr
+    table = pd.read_csv(out / "real.csv")
+    assert table.eeg_id.tolist() == [3911565283] and abs(table[list(VOTES)].to_numpy().sum() - 1) < 1e-6
+    assert hms("check-submission", out / "real.csv", "--data", real / "competition")[0] == 0
