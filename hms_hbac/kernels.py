@@ -55,7 +55,7 @@ def attached_runs():
             found.setdefault(group.name, group)
     return found
 
-# %% ../nbs/18b_kernels.ipynb #2edb0be8
+# %% ../nbs/18b_kernels.ipynb #970a737e
 def write_prior(comp, out):
     "Write a valid submission before any model is loaded: the training prior for every row."
     ids = test_ids(comp)
@@ -63,9 +63,9 @@ def write_prior(comp, out):
     return ids
 
 
-def chosen(groups, available, demo=None):
-    "({recipe: weight}, run folders) of an inference kernel; what is missing stays in the list, to be reported by name."
-    if scale() == "demo":
+def chosen(groups, available, demo=None, at=None):
+    "({recipe: weight}, run folders) of an inference kernel at a scale; what is missing stays in the list, to be reported by name."
+    if (at or scale()) == "demo":
         groups = {g: w for g, w in (demo or groups).items() if g in available} or groups
     return groups, [available.get(g, Path(g)) for g in groups]
 
