@@ -2,7 +2,7 @@
 
 The bare loop runs the same system, batch size, optimiser and precision on one batch that lies in memory: no reading, no augmentation, no evaluation, no
 checkpoint. Ours reads from a cache of memory maps, shuffles, augments as the recipe says, schedules, clips and averages. Blocks of both alternate, so that a
-busy machine slows both; the ratio is the median over pairs of blocks. Without CUDA the recipes run at demo scale (a tiny backbone), in batches of 8: the
+busy machine slows both; "CPU-time ratio" compares CPU seconds instead (reader included), which a busy machine does not disturb; the ratio is the median over pairs of blocks. Without CUDA the recipes run at demo scale (a tiny backbone), in batches of 8: the
 smaller the network, the larger the share of everything around it.
 
     python bench/training.py [--updates 3] [--rounds 7] [--recipes panels_b0,multiwindow_mobilenetv3]
@@ -31,14 +31,14 @@ def sync(device):
 
 
 def our_blocks(loop, updates, device):
-    "Seconds of one block of our loop after another, the reader running through (a generator)."
+    "Samples, seconds and CPU seconds of one block of our loop after another, the reader running through (a generator)."
     from types import SimpleNamespace
     loop.bar = SimpleNamespace(update=lambda n: None, set_postfix=lambda **k: None)
     while True:
         parts = epoch_parts(loop)
         reader = Prefetch(parts, lambda p: read_part(loop, 0, p), pin=device.type == "cuda")
         try:
-            done, samples, begin = 0, 0, time.perf_counter()
+            done, samples, begin, cpu = 0, 0, time.perf_counter(), time.process_time()
             for part, batch in zip(parts, reader):
                 loop.system.train()
                 backward(loop, part, to_device(batch, device))
@@ -49,15 +49,15 @@ def our_blocks(loop, updates, device):
                     done += 1
                 if done == updates:
                     sync(device)
-                    yield samples, time.perf_counter() - begin
-                    done, samples, begin = 0, 0, time.perf_counter()
+                    yield samples, time.perf_counter() - begin, time.process_time() - cpu
+                    done, samples, begin, cpu = 0, 0, time.perf_counter(), time.process_time()
         finally: reader.close()
         loop.progress.update = 0
 
 
 def bare_block(system, optimizer, loss, batch, updates, autocast, scaler):
-    "Samples and seconds of the fifteen-line loop."
-    device, begin = batch["target"].device, time.perf_counter()
+    "Samples, seconds and CPU seconds of the fifteen-line loop."
+    device, begin, cpu = batch["target"].device, time.perf_counter(), time.process_time()
     for _ in range(updates):
         with autocast():
             logits, out = system(batch)
@@ -67,7 +67,7 @@ def bare_block(system, optimizer, loss, batch, updates, autocast, scaler):
         else: optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     sync(device)
-    return updates * len(batch["target"]), time.perf_counter() - begin
+    return updates * len(batch["target"]), time.perf_counter() - begin, time.process_time() - cpu
 
 
 def measure(name, data, updates, rounds, scale, sets=()):
@@ -96,12 +96,12 @@ def measure(name, data, updates, rounds, scale, sets=()):
     next(blocks), bare_block(bare, optimizer, loop.loss, batch, 2, autocast, scaler)            # warm up
     for i in range(rounds):
         block = lambda: bare_block(bare, optimizer, loop.loss, batch, updates, autocast, scaler)
-        (n, t), (m, u) = (next(blocks), block()) if i % 2 else (block(), next(blocks))[::-1]    # who goes first alternates
-        pairs.append((n / t, m / u))
+        (n, t, c), (m, u, v) = (next(blocks), block()) if i % 2 else (block(), next(blocks))[::-1]    # who goes first alternates
+        pairs.append((n / t, m / u, (v / m) / (c / n)))
     blocks.close()
     ours, plain = (statistics.median(p[i] for p in pairs) for i in range(2))
     return {"recipe": name, "precision": recipe.precision, "batch": recipe.batch_size, "ours": ours, "bare": plain,
-            "ratio": statistics.median(a / b for a, b in pairs)}
+            "ratio": statistics.median(a / b for a, b, _ in pairs), "cpu": statistics.median(p[2] for p in pairs)}
 
 
 def main():
@@ -122,8 +122,8 @@ def main():
             bf16 = ["precision=bf16"]
             rows += [measure("attention_b0", data, args.updates, args.rounds, "full", ["net.pretrained=none", *bf16]),
                      measure("resnet1d_gru", data, args.updates, args.rounds, "full", bf16)]
-    print(f"{'recipe':28}{'precision':>10}{'batch':>7}{'ours/s':>10}{'bare/s':>10}{'ratio':>8}")
-    for r in rows: print(f"{r['recipe']:28}{r['precision']:>10}{r['batch']:>7}{r['ours']:>10.1f}{r['bare']:>10.1f}{r['ratio']:>8.3f}")
+    print(f"{'recipe':28}{'precision':>10}{'batch':>7}{'ours/s':>10}{'bare/s':>10}{'ratio':>8}{'CPU-time ratio':>16}")
+    for r in rows: print(f"{r['recipe']:28}{r['precision']:>10}{r['batch']:>7}{r['ours']:>10.1f}{r['bare']:>10.1f}{r['ratio']:>8.3f}{r['cpu']:>16.3f}")
     if cuda:
         for r in rows[-2:]: print(f"samples_per_s_{r['recipe']}={r['ours']:.1f}")
     print(f"train_ratio_{'cuda' if cuda else 'cpu'}={min(r['ratio'] for r in rows):.3f}")
