@@ -117,7 +117,7 @@ def view_image(image, view=None, ax=None, title=None):
     if title or view is not None: ax.set_title(title or repr(view), fontsize=8)
     return ax
 
-# %% ../nbs/16_plots.ipynb #78c8ea90
+# %% ../nbs/16_plots.ipynb #59f59a6a
 def history(table, ax=None, metric="kl_selected"):
     "Training loss and validation `metric` of a history.csv over updates; the learning rate dotted on a second axis; stages marked."
     ax = axes(ax, figsize=(6, 2.6))
@@ -127,7 +127,7 @@ def history(table, ax=None, metric="kl_selected"):
     names = table["stage"].to_numpy()
     for i in np.flatnonzero(names != np.roll(names, 1)) if len(set(names)) > 1 else [0]:
         if i: ax.axvline((x[i - 1] + x[i]) / 2, color="0.7", lw=1)
-        ax.text(x[i], ax.get_ylim()[1], f" {names[i]}", fontsize=7, va="bottom", color="0.4")
+        ax.text(x[i], 1.0, f" {names[i]}", transform=ax.get_xaxis_transform(), fontsize=7, va="bottom", color="0.4")
     twin = ax.twinx()
     twin.plot(x, table["lr"], color="0.6", lw=1, ls=":")
     twin.set_ylabel("learning rate (dotted)", fontsize=7)
@@ -189,22 +189,20 @@ def confusion(oof, ax=None):
     ax.set_yticklabels([f"{n} ({int(k)})" for n, k in zip(names, table.sum(1))], fontsize=7)
     return ax
 
-# %% ../nbs/16_plots.ipynb #aafca5f9
+# %% ../nbs/16_plots.ipynb #3054ea9d
 def event_card(comp, event, prob=None, seconds=16.0, gain=120.0, split="train"):
     "Figure for one row of the events table: EEG page, four panels with the label marked, votes against `prob` (6,)."
     fig = plt.figure(figsize=(10.5, 5.2), layout="constrained")
-    grid = fig.add_gridspec(5, 2, width_ratios=(1.25, 1), height_ratios=(1, 1, 1, 1, 1.3))
+    grid = fig.add_gridspec(2, 2, width_ratios=(1.25, 1), height_ratios=(4, 1.2))
     middle = event.eeg_offset + 25
     eeg_page(comp.read_eeg(event.eeg_id, split).signal, middle - seconds / 2, seconds, gain, label=(middle - LABEL_SECONDS / 2, middle + LABEL_SECONDS / 2),
              ax=fig.add_subplot(grid[:, 0]))
     spectrogram, at = comp.read_spectrogram(event.spectrogram_id, split), event.spectrogram_offset + 300
-    axs = [fig.add_subplot(grid[0, 1])]
-    axs += [fig.add_subplot(grid[i, 1], sharex=axs[0]) for i in (1, 2, 3)]
+    axs = grid[0, 1].subgridspec(4, 1, hspace=0.05).subplots(sharex=True)
     first = max(int((at - 300) // SPEC_STEP), 0)
     panels(spectrogram.power[..., first:first + 300], (at - LABEL_SECONDS / 2, at + LABEL_SECONDS / 2), first * SPEC_STEP, axs)
-    for ax in axs[:3]: ax.tick_params(labelbottom=False)
     target = event[list(VOTES)].to_numpy(float)
-    votes(target / target.sum(), prob, target.sum(), fig.add_subplot(grid[4, 1]))
+    votes(target / target.sum(), prob, target.sum(), fig.add_subplot(grid[1, 1]))
     fig.suptitle(f"EEG {event.eeg_id}, consensus {NAMES[event.consensus]}", fontsize=9)
     return fig
 
