@@ -86,7 +86,7 @@ def push_kernel(api, folder, seconds=None):
                           cure=f"stop that run at {got.url}; push the source first and wait until it is ready, or correct its name")
     return ref, got.version_number, got.url
 
-# %% ../nbs/18c_kaggle_client.ipynb #0b0886b3
+# %% ../nbs/18c_kaggle_client.ipynb #210c395e
 def push_dataset(api, folder, notes="hms_hbac"):
     "Create the dataset of a staged folder, or a new version of it: (ref, 'created' or 'new version', url)."
     import requests
@@ -100,7 +100,7 @@ def push_dataset(api, folder, notes="hms_hbac"):
             if e.response is not None and e.response.status_code in (403, 404): return None        # unknown, or not visible: not there
             raise
     known = ask(ref, there)
-    with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.redirect_stderr(io.StringIO()):
+    with contextlib.redirect_stdout(io.StringIO()) as said:               # the progress bars of stderr stay
         if known: got = ask(ref, api.dataset_create_version, str(folder), notes, quiet=False, convert_to_csv=False, dir_mode="zip")
         else: got = ask(ref, api.dataset_create_new, str(folder), quiet=False, convert_to_csv=False, dir_mode="zip")
     if got is None or str(got.status).lower() != "ok": raise KaggleError(f"the server refused: {got.error if got else 'no answer'}", where=ref, cure=cure_for(got.error if got else ""))
@@ -133,7 +133,7 @@ def push(folder, owner=None, dry_run=False, resume=False, seconds=None):
         ref, version, url = push_kernel(api, copy, seconds) if kernel else push_dataset(api, copy)
     return {"ref": ref, "version": version, "url": url}
 
-# %% ../nbs/18c_kaggle_client.ipynb #28cdbd50
+# %% ../nbs/18c_kaggle_client.ipynb #8616aca9
 def state_of(api, ref, kind="kernel"):
     "('waiting', 'done' or 'failed', the server's word, the reason)."
     if kind == "dataset":
@@ -145,9 +145,9 @@ def state_of(api, ref, kind="kernel"):
     return state, word, got.failure_message or ""
 
 
-def wait(ref, kind="kernel", deadline=12 * 3600, every=30, api=None, out=sys.stderr):
+def wait(ref, kind="kernel", deadline=12 * 3600, every=30, api=None, out=None):
     "Wait until a kernel has run, or a dataset is ready: seconds waited. `KaggleError` when it failed, or at the deadline (s)."
-    api, begin, missed = api or connect(), time.monotonic(), 0
+    api, begin, missed, out = api or connect(), time.monotonic(), 0, out or sys.stderr
     while True:
         waited = time.monotonic() - begin
         try: state, word, why = state_of(api, ref, kind)
