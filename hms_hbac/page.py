@@ -103,7 +103,7 @@ def code(x):
     "Lines to copy."
     return f'<pre tabindex="0"><code>{esc(x)}</code></pre>'
 
-# %% ../nbs/16a_page.ipynb #bc59425d
+# %% ../nbs/16a_page.ipynb #1da4eff8
 STYLE = """
 :root{color-scheme:light dark;--ink:#1b1f24;--dim:#57606a;--paper:#fff;--card:#f3f5f7;--line:#d0d7de;--mark:#0067a3}
 @media (prefers-color-scheme:dark){:root{--ink:#e6edf3;--dim:#a3adb8;--paper:#10151b;--card:#1b222a;--line:#3a434d;--mark:#6cc0f5}}
@@ -113,12 +113,12 @@ h1{font-size:1.7rem;line-height:1.2;margin:.5rem 0}h2{font-size:1.25rem;margin:2
 p,ul{max-width:48rem}.lead,figcaption,caption{color:var(--dim)}a{color:var(--mark)}
 nav a{display:inline-block;margin:0 1rem .3rem 0}
 .scroll{overflow-x:auto;margin:1rem 0;border:1px solid var(--line);border-radius:6px}
-table{border-collapse:collapse;width:100%;font-size:.9rem;font-variant-numeric:tabular-nums;overflow-wrap:normal}
+table{border-collapse:separate;border-spacing:0;width:100%;font-size:.9rem;font-variant-numeric:tabular-nums;overflow-wrap:normal}
 caption{text-align:left;padding:.5rem 0}caption span{position:sticky;left:0;display:inline-block;max-width:calc(100vw - 2.5rem);padding:0 .7rem}
 th,td{padding:.4rem .7rem;text-align:left;white-space:pre;border-top:1px solid var(--line)}
-td.long{white-space:normal;min-width:14rem;overflow-wrap:anywhere}td.n,th.n{text-align:right}tbody th,tfoot th,thead th:first-child{position:sticky;left:0;background:var(--paper)}table thead tr th{background:var(--card);vertical-align:bottom}tfoot{color:var(--dim);font-style:italic}
+td.long{white-space:normal;min-width:14rem;overflow-wrap:anywhere}td.n,th.n{text-align:right}tr>th:first-child{position:sticky;left:0;background:var(--paper)}thead th,table thead th:first-child{background:var(--card);white-space:normal;vertical-align:bottom}tfoot{color:var(--dim);font-style:italic}
 th button{all:unset;cursor:pointer;font-weight:600}th button:focus-visible,summary:focus-visible{outline:2px solid var(--mark);outline-offset:2px}
-th[aria-sort=none] button::after{content:" ↕";color:var(--dim)}th[aria-sort=ascending] button::after{content:" ↑"}th[aria-sort=descending] button::after{content:" ↓"}
+th[aria-sort=none] button::after{content:"\\a0↕";color:var(--dim)}th[aria-sort=ascending] button::after{content:"\\a0↑"}th[aria-sort=descending] button::after{content:"\\a0↓"}
 figure{margin:1rem 0}img{max-width:100%;height:auto;background:#fff;border-radius:6px;display:block}figcaption{font-size:.85rem;margin-top:.3rem}
 .cards{display:grid;gap:1rem;grid-template-columns:repeat(auto-fill,minmax(min(100%,21rem),1fr))}.cards figure{margin:0}
 details{margin:.6rem 0}summary{cursor:pointer;font-weight:600}

@@ -181,7 +181,7 @@ def correlation_picture(corr):
     ax.set_yticklabels(corr.index, fontsize=7)
     return ax
 
-# %% ../nbs/17_report.ipynb #833f3bfb
+# %% ../nbs/17_report.ipynb #9f7c8e9b
 WAYS = {"mean": "equal parts", "weights": "weights on the probabilities", "log": "exponents on the probabilities", "calibrated": "equal parts, then a temperature and a bias per class"}
 
 
@@ -194,7 +194,8 @@ def together(members, fit):
     alone = pd.DataFrame({"member": alone.member, "KL alone": alone.alone.astype(float), "weight": [float(fit["weights"][m]) for m in alone.member],
                           "loss without it": cells(alone, "loss"), "verdict": alone.verdict})
     methods = fit["table"].reset_index()
-    methods = pd.DataFrame({"method": [f"{m}: {WAYS.get(m, m)}" for m in methods.method], "KL": methods.kl.astype(float), "gain over the mean": [None if m == "mean" else c for m, c in zip(methods.method, cells(methods, "gain"))]})
+    methods = pd.DataFrame({"method": methods.method, "KL": methods.kl.astype(float), "gain over the mean": [None if m == "mean" else c for m, c in zip(methods.method, cells(methods, "gain"))],
+                            "what it is": [WAYS.get(m) for m in methods.method]})
     nested, data = fit["nested"], fit["data"]
     chosen = f"Chosen: {fit['method']} ({WAYS.get(fit['method'], 'see the table')}), because {fit['reason']}. Fitted on {data['rows']} events of {data['patients']} patients with {data['min_votes']} votes or more."
     promise = f"The whole procedure, choice included, scores {nested['kl']:.3f} on patients it has not seen; the plain mean scores {fit['plain_mean']:.3f}."
