@@ -5,7 +5,7 @@ BIN     = $(VENV)/bin
 DEMO   ?= demo
 UV      = uv==0.13.8
 
-.PHONY: demo test lab lock clean help
+.PHONY: demo test lab docs readme lock clean help
 .DEFAULT_GOAL := help
 
 help:            ## this list
@@ -17,10 +17,13 @@ demo: $(VENV)/ready  ## simulate a competition, train, predict, ensemble, report
 test: $(VENV)/ready  ## sync check, every notebook in its own process, pytest
 	$(BIN)/python tools/check_sync.py
 	$(BIN)/python tools/test_notebooks.py
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile tests
 
 lab: $(VENV)/ready   ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab nbs
+
+docs: $(VENV)/ready   ## the site: every notebook, an API page per module, links checked (into site/)
+	$(BIN)/python tools/build_docs.py
 
 readme: $(VENV)/ready  ## render README.md from nbs/index.ipynb
 	$(BIN)/python tools/build_readme.py
