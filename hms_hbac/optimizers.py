@@ -21,7 +21,7 @@ def make_optimizer(model, settings, lr=None):
     except (ValueError, TypeError, AssertionError, KeyError) as e:
         raise RecipeError(f"timm cannot make {settings.name!r}: {e}", where="optimizer", cure="see timm.optim.list_optimizers()") from None
 
-# %% ../nbs/11c_optimizers.ipynb #1c7e391f
+# %% ../nbs/11c_optimizers.ipynb #a2f1b2d9
 def make_scheduler(optimizer, schedule, updates):
     "A torch scheduler over `updates` steps: constant, onecycle, cosine, warm_restarts (first after `period` updates), or step (times `factor` `at` a share)."
     from torch.optim import lr_scheduler as s
@@ -31,7 +31,9 @@ def make_scheduler(optimizer, schedule, updates):
     if schedule.name == "warm_restarts": return s.CosineAnnealingWarmRestarts(optimizer, min(schedule.period, updates))
     if schedule.name == "step": return s.MultiStepLR(optimizer, [max(1, round(schedule.at * updates))], gamma=schedule.factor)
     if schedule.name == "onecycle":
-        return s.OneCycleLR(optimizer, group["lr"], total_steps=max(updates, 2), pct_start=schedule.warmup, div_factor=schedule.div,
+        total = max(updates, 2)
+        rise = 0. if abs(schedule.warmup * total - 1) < 1e-6 else schedule.warmup      # a rise of one update divides by zero in torch
+        return s.OneCycleLR(optimizer, group["lr"], total_steps=total, pct_start=rise, div_factor=schedule.div,
                             final_div_factor=schedule.final_div, cycle_momentum="betas" in group or group.get("momentum", 0) > 0)
     raise RecipeError(f"unknown schedule {schedule.name!r}", where="schedule", cure="constant, onecycle, cosine, warm_restarts or step")
 

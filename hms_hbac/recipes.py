@@ -171,7 +171,7 @@ class About(Part):
     ours: str = ""
     avoided: str = ""
 
-# %% ../nbs/11_recipes.ipynb #cec33cad
+# %% ../nbs/11_recipes.ipynb #8ea0eb6a
 class Recipe(About):
     "A system: view, augmentation, network, loss, training. Read with `load_recipe`."
     view: str
@@ -197,14 +197,18 @@ class Recipe(About):
     tta: list[Literal["flip_lr", "flip_time", "shift"]] = []
     demo: dict = {}
 
-    @model_validator(mode="after")
-    def _fits(self):
-        check_parts(self)
-        return self
+    @model_validator(mode="before")
+    @classmethod
+    def _kind(cls, raw):
+        net = raw.get("net") if isinstance(raw, dict) else None
+        return {**raw, "net": {"kind": "timm", **net}} if isinstance(net, dict) else raw
 
-# %% ../nbs/11_recipes.ipynb #65bb0230
+    @model_validator(mode="after")
+    def _fits(self): return check_parts(self)
+
+# %% ../nbs/11_recipes.ipynb #b4e7d6df
 def check_parts(recipe):
-    "Raise `ValueError` for parts that cannot be built or do not go together."
+    "The recipe, or `ValueError` for parts that cannot be built or do not go together."
     try:
         shape = view(recipe.view).shape
         stages = [augment(a).stage for a in recipe.signal_augment], [augment(a).stage for a in recipe.image_augment]
@@ -222,6 +226,7 @@ def check_parts(recipe):
         raise ValueError("width attention and the SED head both weigh the columns: choose one")
     if any(s.mosaic_epochs for s in recipe.stages) and not any(a.startswith("Mosaic") for a in recipe.image_augment):
         raise ValueError("a stage has mosaic epochs, but image_augment has no Mosaic()")
+    return recipe
 
 # %% ../nbs/11_recipes.ipynb #37223253
 RECIPES = files("hms_hbac")/"recipes"

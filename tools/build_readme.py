@@ -35,7 +35,6 @@ def render(out):
     "Write README.md (and pictures of outputs in README_files/) into `out`."
     nb = visible(nbformat.read(ROOT / "nbs/index.ipynb", as_version=4))
     exporter = MarkdownExporter()
-    exporter.register_preprocessor("nbconvert.preprocessors.ExtractOutputPreprocessor", enabled=True)
     body, resources = exporter.from_notebook_node(nb, resources={"output_files_dir": "README_files", "unique_key": "index"})
     body = re.sub(r"```python\s*```\n*", "", from_root(body))
     body = re.sub(r"\n{3,}", "\n\n", body).strip() + "\n"

@@ -1,0 +1,37 @@
+"""What the README tells a newcomer to type works as it stands."""
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+
+
+def section(title):
+    text = README.read_text(encoding="utf-8")
+    return re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", text, re.M | re.S).group(1)
+
+
+def test_how_to_add_a_recipe(comp_dir, tmp_path):
+    "The section's own file names, files and commands; only the demo's competition is a smaller one."
+    text = section("How to add a recipe")
+    names = re.findall(r"`(\w+\.(?:py|yaml))`", text)
+    python, yaml, shell = (re.search(rf"```{kind}\n(.*?)```", text, re.S).group(1) for kind in ("python", "yaml", "sh"))
+    assert names[:2] == ["slow_view.py", "slow_b0.yaml"]
+    (tmp_path / names[0]).write_text(python)
+    (tmp_path / names[1]).write_text(yaml)
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo/competition").symlink_to(comp_dir)
+    for line in shell.strip().splitlines():
+        assert line.startswith("hms-hbac ")
+        command = [sys.executable, "-m", "hms_hbac", *line.split()[1:]]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280)
+        assert done.returncode == 0, line + done.stdout + done.stderr
+    assert "slow_b0" in done.stdout                     # the table of runs
+    assert (tmp_path / "demo/runs/slow_b0/fold0/model.safetensors").is_file()
+
+
+def test_links_of_the_readme_exist():
+    links = re.findall(r"\]\((?!https?://|#)([^)#\s]+)", README.read_text(encoding="utf-8"))
+    missing = [link for link in links if not (README.parent / link).exists()]
+    assert links and not missing, missing
