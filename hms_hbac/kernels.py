@@ -262,7 +262,7 @@ def run_states(recipes, folds, runs="runs"):
             rows.append(dict(recipe=name, fold=k, state=m["status"], updates=f"{m.get('updates', 0)} of {m.get('updates_planned', '?')}", kl=m.get("kl")))
     return pd.DataFrame(rows)
 
-# %% ../nbs/18b_kernels.ipynb #a9870c82
+# %% ../nbs/18b_kernels.ipynb #8cbd9cb7
 def train_kernel(recipes, folds=(0, 1, 2, 3, 4), budget="11h", runs="runs"):
     """Train the folds of `recipes` within `budget`, on from attached earlier output; DataFrame of `run_states`.
 
@@ -272,12 +272,12 @@ def train_kernel(recipes, folds=(0, 1, 2, 3, 4), budget="11h", runs="runs"):
     if scale() == "demo": recipes, folds = list(recipes)[:1], list(folds)[:1]
     for line in take_over(recipes, runs): print(line, flush=True)
     cache, gpus = kaggle_root()/"temp"/"cache", torch.cuda.device_count()
-    print(f"{scale()} scale, {len(recipes)} recipes x {len(folds)} folds, {gpus or 'no'} GPU{'s' if gpus > 1 else ''}, {budget / 3600:.2g} h", flush=True)
+    print(f"{scale()} scale, {len(recipes)} recipes x {len(folds)} folds, {gpus or 'no'} GPU{'s' if gpus > 1 else ''}, budget {budget / 60:.4g} min", flush=True)
     prepare(Competition(comp), cache, workers=os.cpu_count() or 1, progress=False)
-    for name in recipes:
+    for n, name in enumerate(recipes):
         left = budget - (time.monotonic() - begin)
-        if left <= 0: break
-        code = relay(launch([name, comp, runs, ",".join(map(str, folds)), cache, scale(), round(left, 1)], gpus))
+        if left <= 0 and n: break                                       # the first always takes a step, so that short budgets get somewhere
+        code = relay(launch([name, comp, runs, ",".join(map(str, folds)), cache, scale(), round(max(left, 1), 1)], gpus))
         if code: print(f"WARNING: {name} ended with status {code}", flush=True)
     table = run_states(recipes, folds, runs)
     left = int((table.state != "finished").sum())
