@@ -28,7 +28,7 @@ from .losses import competition_kl, kl_rows
 from .reliability import error_correlation, leave_one_out
 from .runs import floor_kl, fold_folders, oof_kl
 
-# %% ../nbs/17_report.ipynb #7b36d6d7
+# %% ../nbs/17_report.ipynb #562105d7
 def read_part(read, file):
     "`read(file)`, or a `DataError` that names the file."
     try: return read(file)
@@ -43,11 +43,13 @@ def read_run(folder):
     manifests = {p: read_json(p/"manifest.json") for p in folders}
     done = [p for p in folders if manifests[p].get("status") == "finished"]
     tables = [read_part(read_oof_file, p/"oof.parquet") for p in done if (p/"oof.parquet").is_file()]
+    oof = pd.concat(tables, ignore_index=True) if tables else None
+    if oof is not None and oof.event_id.duplicated().any():
+        raise DataError(f"event {oof.event_id[oof.event_id.duplicated()].iloc[0]} stands in two folds", where=folder, cure="remove the runs that were made with other folds")
     about = next((read_part(lambda f: yaml.safe_load(f.read_text(encoding="utf-8")), p/"recipe.yaml") for p in folders if (p/"recipe.yaml").is_file()), None) or {}
     return {"name": Path(folder).absolute().name, "origin": about.get("origin"), "folder": Path(folder), "done": done, "manifests": manifests,
             "open": [f"{p.name} {manifests[p].get('status', 'without status')}" for p in folders if p not in done],
-            "oof": pd.concat(tables, ignore_index=True) if tables else None,
-            "history": {p: read_part(pd.read_csv, p/"history.csv") for p in done if (p/"history.csv").is_file()}}
+            "oof": oof, "history": {p: read_part(pd.read_csv, p/"history.csv") for p in done if (p/"history.csv").is_file()}}
 
 # %% ../nbs/17_report.ipynb #f32c6dfa
 def read_oof_file(file):
@@ -203,7 +205,7 @@ def together(members, fit):
     return [page.text(chosen), page.text(promise), page.table(methods, "Ways of blending, each judged by patients not seen"),
             page.table(alone, "Members of the plain mean, on their common events"), page.picture(correlation_picture(corr).figure, alt, "Correlation of errors: the lower, the more a mean gains.")]
 
-# %% ../nbs/17_report.ipynb #c087de44
+# %% ../nbs/17_report.ipynb #d8d569d9
 def diagnosis(oof, name):
     "HTML: reliability per class, error by number of votes, confusion."
     target, prob = plots.oof_arrays(oof)
@@ -223,7 +225,7 @@ def diagnosis(oof, name):
                       page.picture(by_votes.figure, f"{name}: KL by number of votes, {said}.", "Error by number of votes, with its standard error."),
                       page.picture(square.figure, f"{name}: predicted class against the consensus of votes; they agree on {right:.0%} of {len(oof)} events.", "Confusion: each row sums to one."))
 
-
+# %% ../nbs/17_report.ipynb #8b495643
 def training(r):
     "HTML: the history of each finished fold."
     def one(folder, h):
@@ -283,15 +285,15 @@ def event_part(comp, e):
         return page.text(f"{title}: {fault.what}")
     return page.picture(fig, f"Event card of {title}. {says}.", title)
 
-# %% ../nbs/17_report.ipynb #5b756463
+# %% ../nbs/17_report.ipynb #66e4f6c3
 def environment(found):
     "DataFrame (what, value) of versions, devices, precision, seeds and the data's fingerprint over all runs."
     facts = {}
     for r in found:
         for p, m in r["manifests"].items():
-            seen = {**(m.get("versions") or {}), **{k: m.get(k) for k in ("device_name", "device", "precision", "processes", "seed")}, "data fingerprint": m.get("data"), "data folder": m.get("data_path")}
+            seen = {**(m.get("versions") or {}), "device": m.get("device_name") or m.get("device"), **{k: m.get(k) for k in ("precision", "processes", "seed")}, "data fingerprint": m.get("data"), "data folder": m.get("data_path")}
             for k, v in seen.items():
-                if v is not None: facts.setdefault(k.replace("_name", ""), {}).setdefault(str(v), []).append(f"{r['name']} {p.name}")
+                if v is not None: facts.setdefault(k, {}).setdefault(str(v), []).append(f"{r['name']} {p.name}")
             for note in m.get("notes") or []: facts.setdefault("note", {}).setdefault(str(note), []).append(f"{r['name']} {p.name}")
     one = lambda values: next(iter(values)) if len(values) == 1 else "; ".join(f"{v} ({len(w)} runs, such as {w[0]})" for v, w in values.items())
     return pd.DataFrame([(k, one(v)) for k, v in facts.items()], columns=["what", "value"], dtype=object)
@@ -346,7 +348,7 @@ def check_data(found, comp):
     if told and comp.fingerprint not in told:
         raise DataError(f"the runs were trained on other data (fingerprint {told.pop()[:12]}… there, {comp.fingerprint[:12]}… here)", where=comp.path, cure="name the competition folder that the runs were trained on")
 
-# %% ../nbs/17_report.ipynb #c39a091e
+# %% ../nbs/17_report.ipynb #2655e598
 def board_parts(found, lines):
     "The leaderboard: picture, table, lines below it."
     board = leaderboard(found)
@@ -356,7 +358,7 @@ def board_parts(found, lines):
     shown = page.picture(leaderboard_picture(found, lines).figure, alt, "Lower is better. Bars: 95 % bootstrap interval over patients.") if lines else None
     return [page.table(board, "Recipes, best first; KL out of fold with its 95 % interval over patients", foot=foot), shown]
 
-
+# %% ../nbs/17_report.ipynb #fd8c0dd5
 def report(runs, out="report.html", data=None, submission=None, n_cards=12):
     """Write one self-contained HTML page about a folder of runs; returns its path.
 
