@@ -37,7 +37,7 @@ def kernel_folders(named):
     from hms_hbac.kaggle import find_repository
     return list(named or []) or sorted(p for p in (find_repository()/"kaggle_kernels").iterdir() if p.is_dir() and p.name[:1] not in "._")
 
-# %% ../nbs/18e_kaggle_cli.ipynb #677ece76
+# %% ../nbs/18e_kaggle_cli.ipynb #68d42a51
 @kaggle_app.command()
 def check(folders: Annotated[Optional[List[Path]], typer.Argument(help="kernel or dataset folders; default all of kaggle_kernels")] = None):
     "Check metadata and notebooks more strictly than the client does."
@@ -48,7 +48,7 @@ def check(folders: Annotated[Optional[List[Path]], typer.Argument(help="kernel o
     print(f"{len(named)} folders, {len(found)} faults" if len(found) else f"{len(named)} folders, no faults")
     if len(found): raise typer.Exit(1)
 
-
+# %% ../nbs/18e_kaggle_cli.ipynb #3ba379c9
 @kaggle_app.command()
 def wheel(out: Annotated[Optional[Path], typer.Option(help="dataset folder; default kaggle_kernels/wheel")] = None,
           extra: Annotated[Optional[List[str]], typer.Option("--with", help="a pure-Python package to ship as well; repeatable")] = None,
@@ -69,7 +69,7 @@ def weights(runs: Annotated[List[Path], typer.Argument(help="run folders: a fold
     print(table.to_string(index=False))
     print(f"{table.MB.sum():.1f} MB")
 
-# %% ../nbs/18e_kaggle_cli.ipynb #3c4c1983
+# %% ../nbs/18e_kaggle_cli.ipynb #50480b36
 @kaggle_app.command()
 def push(folders: Annotated[List[Path], typer.Argument(help="kernel or dataset folders")], owner: Owner = None,
          dry_run: Annotated[bool, typer.Option("--dry-run", help="print what would be sent, and send nothing")] = False,
@@ -82,7 +82,7 @@ def push(folders: Annotated[List[Path], typer.Argument(help="kernel or dataset f
         if dry_run: print(json.dumps(got, indent=2))
         else: print(f"{got['ref']}: {got['version'] if isinstance(got['version'], str) else f'''version {got['version']}'''}, {got['url']}")
 
-
+# %% ../nbs/18e_kaggle_cli.ipynb #ccc6305e
 def named_ref(target, owner):
     "(owner/slug, 'kernel' or 'dataset') of a folder or an owner/slug; a slug that names a dataset begins with datasets/."
     from hms_hbac.core import KaggleError, read_json
@@ -97,7 +97,7 @@ def named_ref(target, owner):
     ref = read_json(Path(target)/f"{kind}-metadata.json")["id"]
     return (ref.replace(OWNER, owner_of(None if owner else connect(), owner)) if OWNER in ref else ref), kind
 
-# %% ../nbs/18e_kaggle_cli.ipynb #e4c3e90b
+# %% ../nbs/18e_kaggle_cli.ipynb #8df66706
 @kaggle_app.command()
 def wait(target: Annotated[str, typer.Argument(help="a folder, owner/slug of a kernel, or datasets/owner/slug")], owner: Owner = None,
          deadline: Annotated[str, typer.Option(help="give up after, such as 12h or 30m")] = "12h", every: Every = 30):
@@ -107,7 +107,7 @@ def wait(target: Annotated[str, typer.Argument(help="a folder, owner/slug of a k
     ref, kind = named_ref(target, owner)
     print(f"{ref}: done after {wait(ref, kind, seconds(deadline), every) / 60:.1f} min")
 
-
+# %% ../nbs/18e_kaggle_cli.ipynb #86c72a63
 @kaggle_app.command()
 def fetch(target: Annotated[str, typer.Argument(help="a kernel's folder, or owner/slug")], owner: Owner = None,
           runs: Annotated[Path, typer.Option(help="folder for the runs; other output goes to RUNS/kaggle-SLUG")] = Path("runs")):

@@ -84,7 +84,7 @@ def infer(groups, out="submission.csv", demo=None, batch_size=32):
     folds = {g: len(find_runs(f)) if g in available else 0 for g, f in zip(groups, folders)}
     return pd.DataFrame([dict(recipe=g, weight=w, folds=folds[g]) for g, w in groups.items()])
 
-# %% ../nbs/18b_kernels.ipynb #c11efe47
+# %% ../nbs/18b_kernels.ipynb #c3b71af6
 def run_notebook(path):
     "Run the code cells of a notebook in this process, and end the process: status 0, or 1 with the error as the last line."
     from IPython.core.interactiveshell import InteractiveShell
@@ -104,7 +104,7 @@ def run_notebook(path):
     sys.stderr.flush()
     os._exit(status)
 
-
+# %% ../nbs/18b_kernels.ipynb #35f91c98
 def expendable():
     "On Linux: be killed first when memory runs out, and whenever the parent ends."
     try: Path("/proc/self/oom_score_adj").write_text("900")
@@ -158,7 +158,7 @@ def replaced(file, used=None):
     except (OSError, ValueError): return 0
     return report[(report.row != "all") & ((report.used == used) if used else True)].row.nunique()
 
-# %% ../nbs/18b_kernels.ipynb #432ff601
+# %% ../nbs/18b_kernels.ipynb #32da2d10
 def run_members(members, notebooks, out="submission.csv", limits=None, total="8h30m", comp=None, work="members"):
     """Run each notebook of `members` {name: weight} and blend what they wrote into `out`: DataFrame member, weight, share, state, rows replaced, seconds.
 
@@ -176,7 +176,7 @@ def run_members(members, notebooks, out="submission.csv", limits=None, total="8h
         table = blend(rows, Path(work), out, comp)
     return table
 
-
+# %% ../nbs/18b_kernels.ipynb #51fea9da
 def try_member(notebook, folder, limit, comp):
     "`run_member`, with the reasons that need no process."
     if limit <= 0: return "no time was left"
@@ -211,7 +211,7 @@ def verdict(table, out="submission.csv"):
     if len(bad): return f"WARNING: {len(bad)} of {len(table)} members failed; the others' weights were brought to sum 1."
     return f"all {len(table)} members are in {out}"
 
-# %% ../nbs/18b_kernels.ipynb #0e20e99b
+# %% ../nbs/18b_kernels.ipynb #faadedd1
 def take_over(recipes, runs):
     "Copy the runs of `recipes` that an attached output holds into `runs`, where there is none yet; lines on what was taken."
     lines = []
@@ -231,7 +231,7 @@ def train_child():
     try: train_folds(load_recipe(recipe, scale), comp, runs, [int(f) for f in folds.split(",")], cache=cache, time_budget=float(budget))
     except HmsError as e: raise SystemExit(f"error: {e}") from None
 
-
+# %% ../nbs/18b_kernels.ipynb #944957e6
 def launch(arguments, gpus):
     "The command that trains on so many GPUs."
     child = ["-c", "from hms_hbac.kernels import train_child; train_child()", *map(str, arguments)]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GUARD', 'EXECUTE', 'INFERENCE', 'mounts', 'make_image', 'make_environment', 'can_isolate', 'pushed_form', 'place',
            'environment', 'size', 'watch', 'kill', 'snapshot', 'fault_of', 'settings_of', 'expected', 'difference',
-           'rehearse', 'prepare_sources', 'outcome', 'passed']
+           'rehearse', 'prepare_sources', 'submission_faults', 'outcome', 'passed']
 
 # %% ../nbs/18d_rehearse.ipynb #ffbdb75f
 import ast
@@ -245,7 +245,7 @@ def rehearse(data, runs, kernels=INFERENCE, folder=None, out="rehearsal", form="
         print(f"{name}: {row['state']}, {wall:.0f} s", flush=True)
     return pd.DataFrame(rows)
 
-# %% ../nbs/18d_rehearse.ipynb #3ffb18a3
+# %% ../nbs/18d_rehearse.ipynb #eb5386cb
 def prepare_sources(out, data, runs, wheel=None, attach=None):
     "Image, wheel and weights of a rehearsal in `out`; the `sources` of `mounts`."
     for old in ("image", "wheel", "weights", "expected"): shutil.rmtree(out/old, ignore_errors=True)
@@ -256,12 +256,21 @@ def prepare_sources(out, data, runs, wheel=None, attach=None):
     if runs is not None: pack_weights(runs, out/"weights")
     return {"competitions": {COMPETITION: data}, "datasets": {"hms-hbac-wheel": wheel or out/"wheel", "hms-hbac-weights": out/"weights"}, "notebooks": dict(attach or {})}
 
+# %% ../nbs/18d_rehearse.ipynb #a679e511
+def submission_faults(file, data):
+    "Why a submission would be refused, or is worth nothing: the same six numbers in every row are no prediction."
+    if not file.is_file(): return ["none"]
+    faults = check_submission(file, data)
+    if faults: return faults
+    rows = pd.read_csv(file)[list(VOTES)]
+    return ["every row is the same: the prior"] if len(rows) > 1 and np.ptp(rows.to_numpy(), axis=0).max() == 0 else []
+
 
 def outcome(working, name, folder, data, runs, out, scale, compare):
     "Columns output, submission and difference of a row."
     files, file = sorted(p.name for p in working.iterdir()), working/"submission.csv"
     writes = "submission.csv" in (folder/name/f"{name}.ipynb").read_text(encoding="utf-8")
-    faults = check_submission(file, data) if writes and file.is_file() else ["none"] if writes else []
+    faults = submission_faults(file, data) if writes else []
     row = dict(output=", ".join(files), submission=("valid" if not faults else faults[0]) if writes else "-", difference=None)
     if compare and writes and not faults:
         other = expected(name, folder, data, runs, out, scale)

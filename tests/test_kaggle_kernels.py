@@ -2,6 +2,7 @@
 import json
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import nbformat
@@ -10,11 +11,14 @@ import pytest
 from typer.testing import CliRunner
 
 from hms_hbac.checkpoints import save_weights
+from hms_hbac.competition import Competition
 from hms_hbac.core import KaggleError, read_json, seed_everything, write_json
 from hms_hbac.ensemble import check_submission
 from hms_hbac.kaggle import build_wheel
 from hms_hbac.kaggle_cli import kaggle_app
+from hms_hbac.kernels import launch
 from hms_hbac.recipes import build, load_recipe, save_recipe
+from hms_hbac.recordings import prepare
 from hms_hbac.rehearse import can_isolate, passed, rehearse
 
 KERNELS = Path(__file__).resolve().parent.parent / "kaggle_kernels"
@@ -107,7 +111,8 @@ def test_limits_errors_and_missing_inputs(comp_dir, runs, wheel, tmp_path):
     folder = probe(folder, "broken", "1/0 # submission.csv")
     folder = probe(folder, "alone", "", kernel_sources=["ann/hms-train-panels"])
     table = rehearse(comp_dir, runs, ["hang", "broken"], folder=folder, out=tmp_path / "out", wheel=wheel, compare=False, time_limit=20).set_index("kernel")
-    assert "time limit" in table.state["hang"] and table.submission["hang"] == "valid" and not passed(table)       # the prior was there from the beginning
+    assert "time limit" in table.state["hang"] and table.submission["hang"] == "every row is the same: the prior"      # written in the beginning
+    assert check_submission(tmp_path / "out/hang/working/submission.csv", comp_dir) == [] and not passed(table)
     assert "ZeroDivisionError" in table.state["broken"] and table.submission["broken"] == "none"
     with pytest.raises(KaggleError, match="nothing stands in for notebooks/hms-train-panels"):
         rehearse(comp_dir, runs, ["alone"], folder=folder, out=tmp_path / "out", wheel=wheel)
@@ -131,6 +136,36 @@ def test_training_pauses_and_goes_on(comp_dir, wheel, tmp_path):
     assert read_json(working / manifest) == before                                            # the attached output is as it was
     table = rehearse(comp_dir, tmp_path / "second/train-panels/working/runs", ["infer-panels"], out=tmp_path / "third", wheel=wheel)
     assert passed(table), table.to_string()
+
+
+def test_two_processes(comp_dir, tmp_path):
+    "What a kernel starts on two GPUs, here on the CPU: torchrun, one checkpoint, a pause on which both agree."
+    prepare(Competition(comp_dir), tmp_path / "cache", workers=1, progress=False)
+    command = launch(["panels_b0", comp_dir, tmp_path / "runs", 0, tmp_path / "cache", "demo", 1], gpus=2)
+    done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ, CUDA_VISIBLE_DEVICES=""))
+    manifest = read_json(tmp_path / "runs/panels_b0/fold0/manifest.json")
+    assert done.returncode == 0 and (manifest["processes"], manifest["status"]) == (2, "paused"), done.stderr[-2000:]
+
+
+def test_nothing_attached_does_not_pass(comp_dir, wheel, tmp_path):
+    "A kernel without weights writes the prior: a valid file, and no pass."
+    table = rehearse(comp_dir, None, ["infer-panels"], out=tmp_path, wheel=wheel, scale="full")
+    assert not passed(table) and "the prior" in table.submission[0] and table.state[0] == "ok"
+    report = pd.read_csv(tmp_path / "infer-panels/working/prediction_report.csv", dtype=str)
+    assert {"panels_twostage_b0", "eeg_twostage_b0"} <= set(report.member)
+
+
+def test_wheel_and_weights_commands(runs, tmp_path):
+    def run(*args): return CliRunner().invoke(kaggle_app, [str(a) for a in args])
+    for name in ("wheel", "weights"): shutil.copytree(KERNELS / name, tmp_path / name, ignore=lambda d, names: [n for n in names if n != "dataset-metadata.json"])
+    got = run("wheel", "--alone", "--out", tmp_path / "wheel")
+    assert got.exit_code == 0 and "hms_hbac-" in got.output and "infer-attention.ipynb" in got.output
+    got = run("weights", runs, "--out", tmp_path / "weights")
+    assert got.exit_code == 0 and "packed" in got.output and " MB" in got.output
+    sent = json.loads(run("push", tmp_path / "weights", "--dry-run").output)
+    assert {f["name"] for f in sent["files"]} >= {"manifest.json", "panels_b0/fold0/model.safetensors", "panels_b0/fold0/recipe.yaml"}
+    assert run("weights", tmp_path / "wheel", "--out", tmp_path / "none").exit_code == 1
+    assert run("push", KERNELS / "train-panels", "--resume", "--dry-run", "--owner", "ann").output.count("ann/hms-train-panels") == 2
 
 
 def test_the_command(comp_dir, runs, tmp_path):
