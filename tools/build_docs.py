@@ -22,7 +22,7 @@ NBS, SOURCE, SITE = ROOT / "nbs", ROOT / "build/docs", ROOT / "site"
 REPOSITORY = "https://github.com/hms-hbac/hms_hbac/blob/main"
 
 STYLE = """
-.jupyter-wrapper .jp-InputArea-prompt, .jupyter-wrapper .jp-OutputArea-prompt { display: none }
+.jupyter-wrapper .jp-InputPrompt, .jupyter-wrapper .jp-OutputPrompt { display: none !important }
 .md-grid { max-width: 76rem }
 """
 
