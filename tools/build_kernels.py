@@ -116,7 +116,7 @@ def files():
                       INFER.format(groups=written(groups), demo=written(demo)), "members", datasets=("hms-hbac-wheel", "hms-hbac-weights"))
     out |= kernel("submit-ensemble", "Submission: four notebooks, one blend",
                   "Each member runs in a process of its own with its own time limit; its notebook lies beside the wheel. A valid `submission.csv` exists from the first minute on.",
-                  SUBMIT.format(members=written(MEMBERS), limits=written(LIMITS)), "print(verdict(members))\nmembers", datasets=("hms-hbac-wheel", "hms-hbac-weights"))
+                  SUBMIT.format(members=written(MEMBERS), limits=written(LIMITS)), "print(verdict(members), members.to_string(index=False), sep=\"\\n\\n\")", datasets=("hms-hbac-wheel", "hms-hbac-weights"))
     return out
 
 
