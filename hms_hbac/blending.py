@@ -41,7 +41,7 @@ class Members:
         for a in (self.prob, self.target): h.update(np.ascontiguousarray(a, dtype=np.float32).tobytes())
         return h.hexdigest()[:16]
 
-# %% ../nbs/15a_blending.ipynb #4cb14456
+# %% ../nbs/15a_blending.ipynb #b7f08e6d
 def check_table(frame, where, columns):
     "Refuse an out-of-fold table with broken rows or with patients that stand in more than one fold (`DataError`)."
     need = [c for c in ("patient_id", *VOTES, *columns) if c not in frame]
@@ -50,8 +50,9 @@ def check_table(frame, where, columns):
     if frame.patient_id.isna().any(): raise DataError(f"row {frame.patient_id.isna().to_numpy().argmax() + 1} has no patient_id", where=where)
     for group in (list(VOTES), *(list(columns[i:i + 6]) for i in range(0, len(columns), 6))):
         v = frame[group].to_numpy(float)
-        bad = ~(np.isfinite(v).all(1) & (v >= 0).all(1) & (abs(v.sum(1) - 1) < 1e-3))
-        if bad.any(): raise DataError(f"row {bad.argmax() + 1}: {group[0]}… are no shares that sum to 1", where=where, cure="repair or remove the row")
+        bad = ~(np.isfinite(v).all(1) & (v >= 0).all(1) & (v.sum(1) > 0 if group == list(VOTES) else abs(v.sum(1) - 1) < 1e-3))
+        if bad.any(): raise DataError(f"row {bad.argmax() + 1}: {group[0]}… are {'no votes' if group == list(VOTES) else 'no shares that sum to 1'}",
+                                      where=where, cure="repair or remove the row")
     if "fold" not in frame: return
     folds = frame.groupby("patient_id").fold.unique()
     leaky = folds[folds.map(len) > 1]

@@ -102,13 +102,14 @@ def train(recipe: Annotated[str, typer.Argument(help="recipe name or YAML file")
                        time_budget=time_budget, resume=resume)
     for folder in done: print(folder)
 
-# %% ../nbs/19_cli.ipynb #3f3b19be
+# %% ../nbs/19_cli.ipynb #446f43f2
 @app.command()
 def report(runs: Annotated[Path, typer.Argument(help="folder of runs")], data: Annotated[Optional[Path], typer.Option(help="competition folder, for event cards")] = None,
-           out: Annotated[Path, typer.Option(help="the page to write")] = Path("report.html")):
+           out: Annotated[Path, typer.Option(help="the page to write")] = Path("report.html"),
+           submission: Annotated[Optional[Path], typer.Option(help="a submission to describe on the page")] = None):
     "One self-contained HTML page: leaderboard with intervals, histories, reliability, best and worst events."
     from hms_hbac.report import report
-    print(report(runs, out, data=data))
+    print(report(runs, out, data=data, submission=submission))
 
 
 @app.command()

@@ -6,7 +6,7 @@
 __all__ = ['MEMBERS', 'oof_scores', 'score', 'score_table', 'test_truth', 'Steps', 'train_fold', 'train_member', 'demo',
            'conclude', 'verdicts']
 
-# %% ../nbs/18a_demo.ipynb #7105787f
+# %% ../nbs/18a_demo.ipynb #9687de4b
 import time
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from .losses import competition_kl, kl_rows
 from .predict import predict
 from .recipes import load_recipe
 from .recordings import prepare
+from .report import report
 from .simulate import floor, simulate
 from .training import train
 
@@ -91,7 +92,7 @@ def train_member(name, comp, out, folds, workers):
     from joblib import Parallel, delayed
     return Parallel(n_jobs=workers)(delayed(train_fold)(name, comp, out, fold, log=fold == folds[0]) for fold in folds)
 
-# %% ../nbs/18a_demo.ipynb #23bf3686
+# %% ../nbs/18a_demo.ipynb #0026eed9
 def demo(out="demo", patients=60, test_patients=12, seed=0, members=MEMBERS, folds=(0, 1), workers=2):
     "Simulate, prepare, train `members` on `folds` at demo scale, predict, blend, score, all under `out`; returns the table of scores."
     out, step = Path(out), Steps(3 + 2 * len(members))
@@ -123,6 +124,8 @@ def conclude(comp, folders, predictions, out):
     print(table.round(3).to_string(), "\n")
     for line in verdicts(table, list(folders)): print(line)
     print(f"\nscores      {out/'scores.csv'}\nsubmission  {out/'submission.csv'} (valid: one row per test row)")
+    page = report(out/"runs", out/"report.html", data=comp.path, submission=out/"submission.csv")
+    print(f"report      {page}")
     return table
 
 # %% ../nbs/18a_demo.ipynb #94493d5f

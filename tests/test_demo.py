@@ -26,6 +26,7 @@ def out(tmp_path_factory):
 
 def test_demo_leaves_what_it_promises(out):
     said = (out / "stdout.txt").read_text()
+    assert said.splitlines()[-1] == f"report      {out / 'report.html'}"
     assert "submission.csv (valid: one row per test row)" in said and "mean vote on held-out patients" in said
     assert "beats its better member" in said or "does NOT beat its better member" in said
     scores = pd.read_csv(out / "scores.csv", index_col="member")
@@ -49,6 +50,9 @@ def test_commands_on_the_demos_folders(out):
     pd.testing.assert_frame_equal(pd.read_csv(out / "again.csv"), pd.read_csv(out / "panels_b0.csv"))
     status, stdout, _ = hms("ensemble", f"{out}/panels_b0.csv=1", f"{out}/resnet1d_gru.csv=3", "--data", data, "--out", out / "blend.csv")
     assert status == 0 and hms("check-submission", out / "blend.csv", "--data", data)[0] == 0
+    status, stdout, _ = hms("fit-weights", runs, "--out", out / "weights.yaml")
+    assert status == 0 and "chosen: mean" in stdout and (out / "weights.yaml").exists()
+    assert (out / "report.html").stat().st_size > 100_000
     a, b, c = (pd.read_csv(out / f)[list(VOTES)].to_numpy() for f in ("panels_b0.csv", "resnet1d_gru.csv", "blend.csv"))
     assert abs(.25 * a + .75 * b - c).max() < 1e-6
 
