@@ -34,7 +34,7 @@ Votes = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 
-# %% ../nbs/11_recipes.ipynb #ccbd4cfa
+# %% ../nbs/11_recipes.ipynb #84b33c63
 class TimmNet(Part):
     "Any timm backbone on an image."
     kind: Literal["timm"] = "timm"
@@ -43,6 +43,7 @@ class TimmNet(Part):
     attention: bool = False                       # a gate over the width before pooling
     head: Literal["linear", "sed"] = "linear"
     stem: Optional[Literal["large"]] = None       # 17x17 first convolution
+    bias: bool = True                             # of the last layer
     dropout: Share = 0.0
     drop_path: Share = 0.0
     pretrained: str = "hub"

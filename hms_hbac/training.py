@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['save', 'restore', 'like_parameters', 'versions', 'publish', 'seconds', 'Paused', 'poll', 'make_bar', 'show',
            'run_epoch', 'keep', 'planned', 'fit', 'fail', 'oof_table', 'conclude', 'kl_of', 'recipe_hash', 'finished',
-           'clear', 'open_data', 'make_loop', 'train', 'train_folds']
+           'clear', 'open_data', 'make_loop', 'train', 'train_before', 'train_folds']
 
-# %% ../nbs/12_training.ipynb #7fb7ba6b
+# %% ../nbs/12_training.ipynb #287b02ce
 import hashlib
 import json
+import os
 import platform
 import re
 import shutil
@@ -28,7 +29,7 @@ from .batches import Prefetch, example_rows, plan_updates, stage_rows, to_device
 from .checkpoints import load_checkpoint, rng_state, save_checkpoint, save_weights, set_rng_state
 from .competition import Competition, add_folds, events
 from .core import CLASSES, SPEC_STEPS, VOTES, CheckpointError, HmsError, RecipeError, atomic_write, read_json, seed_everything, write_json
-from .loop import Loop, Progress, backward, copy_weights, end_stage, epoch_parts, evaluate, make_accelerator, place, predict_rows, read_part, start_stage
+from .loop import LABEL_SOURCES, Loop, Progress, backward, copy_weights, end_stage, epoch_parts, evaluate, make_accelerator, place, predict_rows, read_part, start_stage
 from .loop import step, switch, tick, usable_precision
 from .losses import kl_rows
 from .recipes import build, save_recipe
@@ -309,12 +310,25 @@ def train(recipe, comp_path, runs, fold, cache=None, resume=True, time_budget=No
     if track: accelerator.end_training()
     return folder
 
-# %% ../nbs/12_training.ipynb #68b3c639
-def train_folds(recipe, comp_path, runs, folds=(0, 1, 2, 3, 4), time_budget=None, **options):
-    "The run folders of `folds`, trained one after the other; those that the time budget does not reach are left out."
-    budget, begin, done = seconds(time_budget), time.monotonic(), []
-    for fold in folds:
-        left = None if budget is None else budget - (time.monotonic() - begin)
-        if left is not None and left <= 0: break
-        done.append(train(recipe, comp_path, runs, fold, time_budget=left, **options))
-    return done
+# %% ../nbs/12_training.ipynb #c51f46cf
+def train_before(deadline, recipe, comp_path, runs, fold, cores=None, gpu=None, **options):
+    "`train` with the time left until `deadline` (a `time.time()`, or None), on `cores` or one `gpu` of a worker process; None where none is left."
+    left = None if deadline is None else deadline - time.time()
+    if left is not None and left <= 0: return None
+    if gpu is not None: os.environ.setdefault("CUDA_VISIBLE_DEVICES", str(gpu))          # a worker keeps its GPU
+    elif cores: torch.set_num_threads(cores)
+    return train(recipe, comp_path, runs, fold, time_budget=left, **options)
+
+
+def train_folds(recipe, comp_path, runs, folds=(0, 1, 2, 3, 4), time_budget=None, workers=1, log=True, **options):
+    "The run folders of `folds`, `workers` at a time (the first shows its progress); those that the time budget does not reach are left out."
+    deadline = None if time_budget is None else time.time() + seconds(time_budget)
+    if workers == 1 or len(folds) == 1:
+        done = [train_before(deadline, recipe, comp_path, runs, fold, log=log, **options) for fold in folds]
+    else:
+        from joblib import Parallel, delayed
+        options["label_sources"] = {**LABEL_SOURCES, **(options.get("label_sources") or {})}     # what this process knows, the others learn
+        gpus, cores = torch.cuda.device_count(), max(1, (os.cpu_count() or 1) // workers)
+        done = Parallel(workers, batch_size=1)(delayed(train_before)(deadline, recipe, comp_path, runs, fold, cores, i % gpus if gpus else None,
+                                                                     log=log and i == 0, **options) for i, fold in enumerate(folds))
+    return [folder for folder in done if folder]

@@ -1,0 +1,53 @@
+"""The sync check passes on this checkout and fails, with its cure, when a notebook, a module or the README differ."""
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def check(folder):
+    done = subprocess.run([sys.executable, "tools/check_sync.py"], cwd=folder, capture_output=True, text=True, timeout=200)
+    return done.returncode, done.stdout
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sync") / "repo"
+    for name in ("nbs", "hms_hbac", "tools"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+    for name in ("settings.ini", "setup.py", "README.md"):
+        shutil.copy(ROOT / name, folder / name)
+    if (ROOT / "README_files").is_dir():
+        shutil.copytree(ROOT / "README_files", folder / "README_files")
+    return folder
+
+
+def change(path, old, new):
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+    return text
+
+
+@pytest.mark.parametrize("file, old, new, message", [
+    ("hms_hbac/core.py", "LABEL_SECONDS = 10", "LABEL_SECONDS = 12", "hms_hbac/core.py: differs from its notebook"),
+    ("nbs/00_core.ipynb", "LABEL_SECONDS = 10", "LABEL_SECONDS = 12", "hms_hbac/core.py: differs from its notebook"),
+    ("nbs/00_core.ipynb", '"import ast\\n"', '"import ast\\n", "x = 1\\n"', "imports and other code in one cell"),
+    ("nbs/00_core.ipynb", '"kernelspec"', '"kernelspecs"', "no kernelspec"),
+    ("README.md", "# hms_hbac", "# hms", "README.md: differs from nbs/index.ipynb"),
+    ("hms_hbac/core.py", "import json", "import json\nimport fastcore", "imports fastcore"),
+])
+def test_a_difference_is_found(copy, file, old, new, message):
+    before = change(copy / file, old, new)
+    status, said = check(copy)
+    (copy / file).write_text(before, encoding="utf-8")
+    assert status == 1 and message in said
+
+
+def test_the_copy_itself_is_in_sync(copy):
+    status, said = check(copy)
+    assert status == 0, said
