@@ -44,12 +44,12 @@ def owner_of(api, owner=None):
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name): raise KaggleError(f"{name!r} is no account's name", cure="use the name in the address of the profile page, kaggle.com/NAME")
     return name.lower()
 
-# %% ../nbs/18c_kaggle_client.ipynb #bb3e2fed
+# %% ../nbs/18c_kaggle_client.ipynb #9df92979
 CURES = {401: LOGIN, 403: "check the owner's name, accept the competition's rules, verify the phone number at kaggle.com/settings",
          404: "check owner and slug in the address of the page; a first push must come before status and output", 409: "another upload is being processed: wait and try again",
          429: "too many requests: wait some minutes", 500: "Kaggle's own fault: try again later"}
 HINTS = {"quota": "wait for the weekly reset (kaggle.com/settings shows it), or push to fewer kernels", "session": "stop a running session: two GPU sessions may run at once",
-         "title": "choose another title and slug in the metadata file", "source": "push the dataset first (`kaggle push kaggle_kernels/wheel`), or correct the name",
+         "title": "choose another title and slug in the metadata file", "source": "push the dataset first (`hms-hbac kaggle push kaggle_kernels/wheel`), or correct the name",
          "phone": "verify the phone number at kaggle.com/settings", "rules": "accept the rules on the competition's page", "submission": "the daily limit of submissions is five"}
 
 
