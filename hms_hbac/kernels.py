@@ -84,12 +84,12 @@ def infer(groups, out="submission.csv", demo=None, batch_size=32):
     folds = {g: len(find_runs(f)) if g in available else 0 for g, f in zip(groups, folders)}
     return pd.DataFrame([dict(recipe=g, weight=w, folds=folds[g]) for g, w in groups.items()])
 
-# %% ../nbs/18b_kernels.ipynb #c3b71af6
-def run_notebook(path):
+# %% ../nbs/18b_kernels.ipynb #bfa163a5
+def run_notebook(path, parent=None):
     "Run the code cells of a notebook in this process, and end the process: status 0, or 1 with the error as the last line."
     from IPython.core.interactiveshell import InteractiveShell
     from traitlets.config import Config
-    expendable()
+    expendable(parent)
     shell, status = InteractiveShell.instance(config=Config({"HistoryManager": {"enabled": False}})), 0
     shell.run_line_magic("colors", "NoColor")
     cells = [c for c in json.loads(Path(path).read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
@@ -104,22 +104,23 @@ def run_notebook(path):
     sys.stderr.flush()
     os._exit(status)
 
-# %% ../nbs/18b_kernels.ipynb #35f91c98
-def expendable():
-    "On Linux: be killed first when memory runs out, and whenever the parent ends."
+# %% ../nbs/18b_kernels.ipynb #4b2fd7ee
+def expendable(parent=None):
+    "On Linux: be killed first when memory runs out, and whenever the process `parent` ends (or has ended while we were starting)."
     try: Path("/proc/self/oom_score_adj").write_text("900")
     except OSError: pass
     try:
         import ctypes
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     except (OSError, AttributeError): pass
+    if parent is not None and os.getppid() != parent: os._exit(1)
 
-# %% ../nbs/18b_kernels.ipynb #e6a5a018
+# %% ../nbs/18b_kernels.ipynb #6a21e140
 def run_member(notebook, folder, limit, comp):
     "Run a notebook in `folder` (emptied) for at most `limit` seconds: why its submission.csv cannot be used, or an empty text."
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    command = [sys.executable, "-c", f"from hms_hbac.kernels import run_notebook; run_notebook({str(notebook.resolve())!r})"]
+    command = [sys.executable, "-c", f"from hms_hbac.kernels import run_notebook; run_notebook({str(notebook.resolve())!r}, {os.getpid()})"]
     with open(folder/"log.txt", "w") as log:
         child = subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         try: code = child.wait(limit)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 
 from hms_hbac.core import VOTES, write_json
@@ -104,6 +105,9 @@ def test_killed_near_the_limit(comp, notebooks, tmp_path):
     driver.wait()
     assert check_submission(file, comp) == []
     np.testing.assert_allclose(probabilities(file), [A] * 5)
+    def left(): return [p for p in psutil.process_iter(["cmdline"]) if str(notebooks) in " ".join(p.info["cmdline"] or ())]
+    while left() and time.time() < until: time.sleep(.2)
+    assert left() == []
 
 
 # the first cell
