@@ -7,7 +7,7 @@ __all__ = ['save', 'restore', 'like_parameters', 'versions', 'publish', 'seconds
            'run_epoch', 'keep', 'planned', 'fit', 'fail', 'oof_table', 'conclude', 'kl_of', 'recipe_hash', 'finished',
            'clear', 'open_data', 'make_loop', 'train', 'train_before', 'train_folds']
 
-# %% ../nbs/12_training.ipynb #287b02ce
+# %% ../nbs/12_training.ipynb #b1e6db36
 import hashlib
 import json
 import os
@@ -16,6 +16,7 @@ import re
 import shutil
 import sys
 import time
+import warnings
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -310,7 +311,7 @@ def train(recipe, comp_path, runs, fold, cache=None, resume=True, time_budget=No
     if track: accelerator.end_training()
     return folder
 
-# %% ../nbs/12_training.ipynb #c51f46cf
+# %% ../nbs/12_training.ipynb #15a953a5
 def train_before(deadline, recipe, comp_path, runs, fold, cores=None, gpu=None, **options):
     "`train` with the time left until `deadline` (a `time.time()`, or None), on `cores` or one `gpu` of a worker process; None where none is left."
     left = None if deadline is None else deadline - time.time()
@@ -327,6 +328,7 @@ def train_folds(recipe, comp_path, runs, folds=(0, 1, 2, 3, 4), time_budget=None
         done = [train_before(deadline, recipe, comp_path, runs, fold, log=log, **options) for fold in folds]
     else:
         from joblib import Parallel, delayed
+        warnings.filterwarnings("ignore", "A worker stopped while some jobs")       # joblib replaces workers that have grown: no loss, no news
         options["label_sources"] = {**LABEL_SOURCES, **(options.get("label_sources") or {})}     # what this process knows, the others learn
         gpus, cores = torch.cuda.device_count(), max(1, (os.cpu_count() or 1) // workers)
         done = Parallel(workers, batch_size=1)(delayed(train_before)(deadline, recipe, comp_path, runs, fold, cores, i % gpus if gpus else None,
