@@ -7,7 +7,8 @@ __all__ = ['CLASSES', 'CONSENSUS', 'VOTES', 'CHANNELS', 'ELECTRODES', 'PANELS', 
            'EEG_RATE', 'EEG_SECONDS', 'EEG_SAMPLES', 'LABEL_SECONDS', 'SPEC_STEP', 'SPEC_STEPS', 'SPEC_BINS',
            'SPEC_FREQUENCIES', 'COMPETITION', 'swap', 'spectrogram_columns', 'HmsError', 'DataError', 'RecipeError',
            'CheckpointError', 'SubmissionError', 'KaggleError', 'atomic_write', 'write_json', 'read_json', 'mix',
-           'sample_keys', 'Draws', 'seed_everything', 'parse', 'kaggle_root', 'on_kaggle', 'find_input']
+           'sample_keys', 'beta_quantile', 'Draws', 'seed_everything', 'parse', 'kaggle_root', 'on_kaggle',
+           'find_input']
 
 # %% ../nbs/00_core.ipynb #5f00b978
 import ast
@@ -90,7 +91,7 @@ class SubmissionError(HmsError):
 class KaggleError(HmsError):
     "A fault in kernel metadata, or one that Kaggle's server reported."
 
-# %% ../nbs/00_core.ipynb #d1dfce73
+# %% ../nbs/00_core.ipynb #9bd489d3
 @contextmanager
 def atomic_write(path):
     "Yield a temporary path beside `path`; on success fsync and rename it to `path`, on failure remove it."
@@ -110,7 +111,7 @@ def atomic_write(path):
     finally:
         tmp.unlink(missing_ok=True)
 
-
+# %% ../nbs/00_core.ipynb #71e19a3d
 def write_json(path, obj):
     "Write `obj` as indented JSON, atomically."
     with atomic_write(path) as tmp:
@@ -150,14 +151,21 @@ def sample_keys(seed, epoch, index):
     base = mix(mix(torch.tensor(int(seed))) + int(epoch))
     return mix(base + mix(index))
 
-# %% ../nbs/00_core.ipynb #798e8982
+# %% ../nbs/00_core.ipynb #a02cdffa
+def beta_quantile(u, a):
+    "The value of Beta(a, a) that a share `u` of draws stays below."
+    if a == .5: return torch.sin(u * (np.pi / 2)) ** 2      # the arcsine law
+    if a == 1: return u
+    from scipy.special import betaincinv
+    return torch.as_tensor(betaincinv(a, a, u.cpu().double().numpy()), dtype=torch.float32, device=u.device)
+
+# %% ../nbs/00_core.ipynb #a7e2b3e7
 class Draws:
     "Random numbers for a batch, each sample's from its own key. `keys`: (B,) int64, any device."
     def __init__(self, keys):
         self.keys, self.calls = keys, 0
 
-    def __len__(self):
-        return len(self.keys)
+    def __len__(self): return len(self.keys)
 
     def uniform(self, *shape, low=0.0, high=1.0):
         "float32 in [low, high), shape (B, *shape)."
@@ -178,11 +186,7 @@ class Draws:
 
     def beta(self, a, *shape):
         "Beta(a, a), shape (B, *shape): the larger share of a mix is symmetric around one half."
-        if a == .5: return torch.sin(self.uniform(*shape) * (np.pi / 2)) ** 2      # the arcsine law
-        if a == 1: return self.uniform(*shape)
-        from scipy.special import betaincinv
-        u = self.uniform(*shape)
-        return torch.as_tensor(betaincinv(a, a, u.cpu().double().numpy()), dtype=torch.float32, device=u.device)
+        return beta_quantile(self.uniform(*shape), a)
 
     def partner(self):
         "(B,) int64: a random permutation of the batch."
