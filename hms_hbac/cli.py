@@ -159,11 +159,12 @@ def check_submission(file: Annotated[Path, typer.Argument(help="submission.csv")
     print("\n".join(faults) if faults else f"{file}: valid")
     if faults: raise typer.Exit(1)
 
-# %% ../nbs/19_cli.ipynb #8912b36d
+# %% ../nbs/19_cli.ipynb #52f1dcb5
 @app.command()
 def demo(out: Annotated[Path, typer.Option(help="folder for everything that is made")] = Path("demo"), patients: Annotated[int, typer.Option(min=6)] = 60,
          test_patients: Annotated[int, typer.Option(min=1)] = 12, members: Annotated[str, typer.Option(help="recipes")] = "panels_b0,resnet1d_gru",
-         folds: str = "0,1", seed: int = 0, workers: Workers = 2):
+         folds: str = "0,1", seed: int = 0, workers: Workers = 2,
+         kernels: Annotated[bool, typer.Option("--kernels/--no-kernels", help="end with the rehearsal of the Kaggle kernels")] = True):
     "From an empty folder to a scored submission on a simulated competition."
     from hms_hbac.demo import demo
-    demo(out, patients, test_patients, seed, tuple(members.split(",")), numbers(folds, "--folds"), workers)
+    demo(out, patients, test_patients, seed, tuple(members.split(",")), numbers(folds, "--folds"), workers, kernels)

@@ -41,8 +41,8 @@ def test_demo_scale_learns_one_batch(name):
     recipe = offline(name, "demo")
     torch.manual_seed(0)
     system, criterion = build(recipe).train(), loss(recipe.loss)
-    batch = example_batch(system, 8)
-    batch["target"] = torch.eye(6)[torch.arange(8) % 6]
+    batch = example_batch(system, 4)
+    batch["target"] = torch.eye(6)[:4]
     optimizer = torch.optim.AdamW(system.parameters(), lr=min(recipe.optimizer.lr, 1e-3))
     values = []
     for _ in range(3):
