@@ -93,13 +93,11 @@ def montage(name_or_pairs):
     _indices(pairs, CHANNELS)
     return Montage("+".join(f"{a}-{b}" for a, b in pairs), pairs)
 
-# %% ../nbs/02_signal.ipynb #1ad55871
+# %% ../nbs/02_signal.ipynb #a6148b67
 def repair(x):
     "(..., T) -> (filled, valid): NaN becomes the row's mean over time, a row without any value 0; `valid` is True where a value was."
     valid = ~x.isnan()
-    zero = torch.zeros((), dtype=x.dtype, device=x.device)
-    known = torch.where(valid, x, zero)
-    mean = known.sum(-1, keepdim=True) / valid.sum(-1, keepdim=True).clamp(min=1)
+    mean = x.nansum(-1, keepdim=True) / valid.sum(-1, keepdim=True).clamp(min=1)
     return torch.where(valid, x, mean), valid
 
 # %% ../nbs/02_signal.ipynb #001009bb

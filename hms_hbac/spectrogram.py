@@ -16,11 +16,12 @@ import torch
 from .core import EEG_RATE, HmsError
 from .signal import MONTAGES, butter, full_precision, repair
 
-# %% ../nbs/03_spectrogram.ipynb #abcc585e
+# %% ../nbs/03_spectrogram.ipynb #3460e57a
 def _by_rows(f, x, cost):
     "Apply `f`: (R, T) -> (R, F, S) to (..., T) in slices of rows: what it makes of a row is `cost` numbers, and should fit the cache."
     flat = x.reshape(-1, x.shape[-1])
     rows = max(1, (2**20 if x.device.type == "cpu" else 2**28) // cost)
+    rows = -(-len(flat) // max(1, -(-len(flat) // rows)))                     # slices of one size
     if len(flat) <= rows: y = f(flat)
     elif x.requires_grad and torch.is_grad_enabled(): y = torch.cat([f(part) for part in flat.split(rows)])
     else:
@@ -31,9 +32,9 @@ def _by_rows(f, x, cost):
     return y.reshape(*x.shape[:-1], *y.shape[1:])
 
 
-def _dft(window, frequencies):
-    "(len(window), 2K) float64: windowed cosines, then sines, at K `frequencies` in cycles per sample."
-    phase = 2 * np.pi * np.outer(np.arange(len(window)), frequencies)
+def _dft(window, frequencies, center=0):
+    "(len(window), 2K) float64: windowed cosines, then sines, at K `frequencies` in cycles per sample; phase 0 at sample `center`."
+    phase = 2 * np.pi * np.outer(np.arange(len(window)) - center, frequencies)
     return np.concatenate([np.cos(phase), -np.sin(phase)], 1) * np.asarray(window)[:, None]
 
 
@@ -53,7 +54,16 @@ def mel_filters(n_mels, rate=EEG_RATE, n_fft=1024, fmin=0.0, fmax=20.0):
     falling = (edges[2:] - f) / (edges[2:] - edges[1:-1])
     return np.clip(np.minimum(rising, falling), 0, None) * 2 / (edges[2:] - edges[:-2])
 
-# %% ../nbs/03_spectrogram.ipynb #69cc01ad
+# %% ../nbs/03_spectrogram.ipynb #5bcdfd33
+def _few_columns(m, tolerance=1e-12):
+    "(n, K) -> (n, r), (r, K) float64: some columns of `m`, and the matrix that makes all of `m` from them."
+    from scipy.linalg import qr
+    r, order = qr(m, mode="r", pivoting=True)
+    needed = (np.abs(np.diag(r)) > tolerance * np.abs(r[0, 0])).sum()
+    keep = np.sort(order[:-(-needed // 8) * 8])                              # processors like multiples of eight
+    return m[:, keep], np.linalg.lstsq(m[:, keep], m, rcond=None)[0]
+
+# %% ../nbs/03_spectrogram.ipynb #9ba8d195
 MEL_WINDOW, MEL_FFT = 128, 1024
 
 
@@ -62,29 +72,39 @@ def _mel_matrices(n_mels, rate, fmax, dtype, device):
     from scipy.signal import get_window
     filters = mel_filters(n_mels, rate, MEL_FFT, 0.0, fmax)
     used = np.flatnonzero(filters.any(0))
-    basis = _dft(get_window("hann", MEL_WINDOW), used / MEL_FFT)
-    return tuple(torch.from_numpy(np.ascontiguousarray(m)).to(device, dtype) for m in (basis, basis.sum(0), filters[:, used].T))
+    filters = filters[:, used]
+    basis = _dft(get_window("hann", MEL_WINDOW), used / MEL_FFT, MEL_WINDOW // 2)
+    (cosines, all_cosines), (sines, all_sines) = (_few_columns(m) for m in np.split(basis, 2, 1))
+    few = np.concatenate([cosines, sines], 1)
+    reach = (filters > 0).sum(1).max()                                       # bins of the widest filter
+    bins = np.minimum((filters > 0).argmax(1), len(used) - reach) + np.arange(reach)[:, None]
+    weights = np.take_along_axis(filters.T, bins, 0)[..., None]
+    tensors = [torch.from_numpy(np.ascontiguousarray(m)).to(device, dtype) for m in (few, few.sum(0), all_cosines.T, all_sines.T, weights)]
+    return *tensors, torch.from_numpy(bins).to(device)
 
-
+# %% ../nbs/03_spectrogram.ipynb #ba0483f7
 @full_precision
 def mel_power(x, n_mels=128, hop=39, rate=EEG_RATE, fmax=20.0):
     "(..., T) -> (..., n_mels, 1 + T // hop): librosa's melspectrogram with n_fft 1024, a hann window of 128 and zeros beyond the ends."
-    basis, offset, filters = _mel_matrices(n_mels, rate, fmax, x.dtype, x.device)
+    few, offset, cosines, sines, weights, bins = _mel_matrices(n_mels, rate, fmax, x.dtype, x.device)
     half, frames = MEL_WINDOW // 2, 1 + x.shape[-1] // hop
 
     def rows(x):
         mean = x.mean(-1, keepdim=True)
-        x = torch.nn.functional.pad(x, (half, half)) - mean
-        y = x.unfold(-1, MEL_WINDOW, hop)[:, :frames] @ basis + mean[..., None] * offset
-        return (_power(y) @ filters).transpose(-1, -2)
-    return _by_rows(rows, x, frames * basis.shape[1])
+        x = (torch.nn.functional.pad(x, (half, half)) - mean).unfold(-1, MEL_WINDOW, hop)[:, :frames]
+        y = (x @ few).add_(mean[..., None] * offset).transpose(-1, -2)
+        re, im = cosines @ y[:, :cosines.shape[1]], sines @ y[:, cosines.shape[1]:]
+        power = re.square_().addcmul_(im, im)
+        mels = power.index_select(1, bins[0]).mul_(weights[0])
+        for b, w in zip(bins[1:], weights[1:]): mels.addcmul_(power.index_select(1, b), w)
+        return mels
+    return _by_rows(rows, x, frames * 4 * n_mels)
 
-# %% ../nbs/03_spectrogram.ipynb #9f681a59
+# %% ../nbs/03_spectrogram.ipynb #621e3a2c
 def decibels(power, top=80.0, floor=1e-10):
     "librosa's power_to_db(ref=max) of each (..., F, frames) picture: 0 at its maximum, cut at -`top`."
-    db = 10 * power.clamp(min=floor).log10()
-    db = db - db.amax((-2, -1), keepdim=True)
-    return db.clamp(min=-top)
+    peak = power.amax((-2, -1), keepdim=True).clamp(min=floor)
+    return power.clamp(min=floor).div_(peak).log10_().mul_(10).clamp_(min=-top)
 
 
 def middle(x, seconds, rate=EEG_RATE):
@@ -94,7 +114,7 @@ def middle(x, seconds, rate=EEG_RATE):
         raise HmsError(f"cannot cut {seconds} s from {x.shape[-1] / rate:g} s", where="middle", cure="2 <= seconds <= the window")
     return x[..., center - half:center + half]
 
-# %% ../nbs/03_spectrogram.ipynb #97ed7e25
+# %% ../nbs/03_spectrogram.ipynb #61bbc5cc
 @full_precision
 def log_mel(x, height=128, width=256, seconds=None, scale=True, rate=EEG_RATE):
     """Log-mel picture of each row: (..., T) -> (..., `height`, `width`), low to high frequency, 0 to 20 Hz.
@@ -106,9 +126,9 @@ def log_mel(x, height=128, width=256, seconds=None, scale=True, rate=EEG_RATE):
     if hop < 1: raise HmsError(f"{x.shape[-1]} samples are too few for {width} frames", where="log_mel", cure="a smaller width")
 
     def rows(x):
-        db = decibels(mel_power(repair(x)[0], height, hop, rate))[..., :width]
-        return (db + 40) / 40 if scale else db
-    return _by_rows(rows, x, (1 + x.shape[-1] // hop) * 2 * MEL_WINDOW)
+        db = decibels(mel_power(repair(x)[0], height, hop, rate))
+        return (db.div_(40).add_(1) if scale else db)[..., :width]
+    return _by_rows(rows, x, (1 + x.shape[-1] // hop) * 4 * height)
 
 
 def chain_mean(x):

@@ -15,7 +15,7 @@ from .spectrogram import host_spectrogram, log_mel, stft_frequencies, stft_power
 from .view_algebra import (CropPad, Flip, Grid, HStack, Log, Normalize, Panels, Percentiles, Repeat, Resize, Scale,
                                    SlidingWindows, Standard, Stats, View, VStack, centred, moments, panel_index, random_start, squash, take)
 
-# %% ../nbs/06_views.ipynb #bfc66d34
+# %% ../nbs/06_views.ipynb #c28dcd24
 def differences(eeg, samples=EEG_SAMPLES):
     "Middle `samples` of (B, 20, T) -> the 16 chain differences (B, 16, samples), gaps filled, and `alive` (B, 16): which hold any value."
     x, valid = repair(derivations("chains").derive(centred(eeg.float(), samples)))
@@ -24,17 +24,17 @@ def differences(eeg, samples=EEG_SAMPLES):
 
 def chain_panels(images, alive, order):
     "(B, 16, F, S) images -> (B, 1, 4F, S): the mean over each chain's living differences, panels of `order` from the top; NaN where none lives."
-    weight = alive.to(images.dtype).unflatten(1, (4, 4))
-    x = images.where(alive[..., None, None], 0).unflatten(1, (4, 4)).sum(2) / weight.sum(2)[..., None, None]
+    weight = alive.to(images.dtype)[..., None, None]
+    x = (images * weight).unflatten(1, (4, 4)).sum(2) / weight.unflatten(1, (4, 4)).sum(2)
     return torch.cat([x[:, i] for i in panel_index(order)], 1).unsqueeze(1)
 
 
 def in_parts(draw, eeg, numbers):
     "`draw` applied to (B, 20, T) a few EEGs at a time, where each needs about `numbers` values of memory."
-    size = max(1, (2**23 if eeg.device.type == "cpu" else 2**28) // numbers)
+    size = max(1, (2**20 if eeg.device.type == "cpu" else 2**28) // numbers)
     return torch.cat([draw(part) for part in eeg.split(size)]) if len(eeg) > size else draw(eeg)
 
-# %% ../nbs/06_views.ipynb #a145c56d
+# %% ../nbs/06_views.ipynb #3b02b513
 class Mels(View):
     """Log-mel panels of the middle `seconds`, (1, 4 * height, width): panels of `order` from the top, `height` mel bands of 0-20 Hz each,
     low first; columns of seconds / width. Values (dB + 40) / 40: 1 is the loudest cell of a difference, -1 is 80 dB less."""
@@ -47,8 +47,8 @@ class Mels(View):
 
     def forward(self, batch):
         def draw(eeg):
-            x, alive = differences(eeg, self.samples)
-            return chain_panels(log_mel(x, self.height, self.width), alive, self.order)
+            x = derivations("chains").derive(centred(eeg.float(), self.samples))
+            return chain_panels(log_mel(x, self.height, self.width), ~x.isnan().all(-1), self.order)
         return in_parts(draw, batch["eeg"], 32 * self.height * self.width)
 
 # %% ../nbs/06_views.ipynb #15cf8c6d
