@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['ORDINARY', 'plain_id', 'test_ids', 'eeg_fault', 'reason', 'read_part', 'spectrogram_from_eeg', 'read_slots']
 
-# %% ../nbs/13b_inference_rows.ipynb #262d42bc
+# %% ../nbs/13b_inference_rows.ipynb #0e3d2dc4
 import numpy as np
 import torch
 
-from .competition import Competition, cut_spectrogram, spectrogram_row
+from .competition import Competition
 from .core import CHANNELS, EEG_RATE, EEG_SAMPLES, EEG_SECONDS, LABEL_SECONDS, PANELS, SPEC_BINS, SPEC_STEP, SPEC_STEPS, HmsError
+from .files import cut_spectrogram, spectrogram_row
 from .recordings import read_eeg_window, read_spectrogram_window
 from .spectrogram import host_spectrogram
 

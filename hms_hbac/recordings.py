@@ -8,7 +8,7 @@ __all__ = ['FORMAT', 'SHARD', 'KINDS', 'half', 'pack_eeg', 'pack_power', 'unpack
            'map_recording', 'FolderSource', 'window_starts', 'event_arrays', 'WindowDataset', 'read_batch',
            'read_eeg_window', 'read_spectrogram_window', 'covered']
 
-# %% ../nbs/05_recordings.ipynb #ceca96f6
+# %% ../nbs/05_recordings.ipynb #a70248ef
 import os
 from collections import OrderedDict
 from contextlib import contextmanager
@@ -18,9 +18,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .competition import Competition, cut, read_eeg, read_spectrogram, spectrogram_row
+from .competition import Competition
 from .core import (CHANNELS, EEG_RATE, EEG_SAMPLES, PANELS, SPEC_BINS, SPEC_STEPS, VOTES, DataError, Draws, HmsError,
                            atomic_write, mix, read_json, sample_keys, write_json)
+from .files import cut, read_eeg, read_spectrogram, spectrogram_row
 
 # %% ../nbs/05_recordings.ipynb #a6536669
 def half(x, piece=2**14):

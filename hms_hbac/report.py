@@ -9,7 +9,7 @@ __all__ = ['WAYS', 'read_part', 'read_run', 'read_oof_file', 'read_runs', 'sure_
            'event_part', 'environment', 'commands', 'submission_parts', 'error_parts', 'card_parts', 'check_data',
            'board_parts', 'report']
 
-# %% ../nbs/17_report.ipynb #5d9c1432
+# %% ../nbs/17_report.ipynb #2d4a03ce
 import shlex
 from datetime import datetime, timezone
 from pathlib import Path
@@ -21,9 +21,10 @@ import yaml
 
 from . import page, plots
 from .blending import METHODS, Members, crossfit, fit_weights, gain_interval, patient_folds
-from .competition import Competition, cut_eeg, cut_spectrogram, events
+from .competition import Competition, events
 from .core import CLASSES, EEG_RATE, VOTES, DataError, HmsError, atomic_write, read_json
 from .ensemble import check_submission
+from .files import cut_eeg, cut_spectrogram
 from .losses import competition_kl, kl_rows
 from .reliability import error_correlation, leave_one_out
 from .runs import floor_kl, fold_folders, oof_kl

@@ -5,19 +5,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hms_hbac.competition import (Competition, add_folds, check, cut_eeg, cut_spectrogram, events, fold_shares, read_eeg,
-                                  read_spectrogram)
-from hms_hbac.core import CHANNELS, CLASSES, VOTES, DataError, spectrogram_columns
-
-
-def eeg_table(rows=10_000, seed=0):
-    return pd.DataFrame(np.random.default_rng(seed).normal(0, 20, (rows, 20)).astype("float32"), columns=CHANNELS)
-
-
-def spec_table(rows=300, seed=0):
-    t = pd.DataFrame(np.random.default_rng(seed).lognormal(0, 1, (rows, 400)).astype("float32"), columns=spectrogram_columns())
-    t.insert(0, "time", np.arange(1, 2 * rows, 2, dtype="int16"))
-    return t
+from hms_hbac.competition import Competition, add_folds, check, events, fold_shares
+from hms_hbac.core import CLASSES, VOTES, DataError
+from hms_hbac.files import cut_eeg, cut_spectrogram
+from toy_files import eeg_table, spec_table
 
 
 def train_table():
@@ -159,59 +150,6 @@ def test_missing_and_truncated_files(folder):
     text = "\n".join(findings(folder))
     assert "train_eegs/10.parquet: cannot be read as parquet" in text
     assert "train_spectrograms/: 1 of 2 files that train.csv names are missing: 6" in text
-
-
-@pytest.mark.parametrize("change, flag", [
-    (lambda t: t.drop(columns="Fz"), "missing channel Fz"),
-    (lambda t: t.assign(A1=1.0), "extra column A1"),
-    (lambda t: t.assign(Fz="x"), "column Fz is not numeric"),
-    (lambda t: t[:8_000], "short: 8000 of 10000 samples, padded with NaN"),
-    (lambda t: t.assign(Cz=t.Cz.where(t.index > 99)), "NaN in Cz (up to 1.00%)"),
-    (lambda t: t.assign(Cz=t.Cz.where(t.index != 5, -np.inf)), "1 infinite values, read as NaN"),
-    (lambda t: t.assign(Pz=0.0, O1=7.0), "flat channel O1, Pz"),
-    (lambda t: t * 0, "all channels flat"),
-    (lambda t: t * np.nan, "all channels flat"),
-])
-def test_flags_of_an_eeg(tmp_path, change, flag):
-    change(eeg_table()).to_parquet(tmp_path / "1.parquet")
-    x, flags = read_eeg(tmp_path / "1.parquet")
-    assert flag in flags and x.dtype == np.float32 and len(x) == 20 and not np.isinf(x).any()
-
-
-def test_eegs_that_hold_nothing(tmp_path):
-    eeg_table()[:0].to_parquet(tmp_path / "1.parquet")
-    with pytest.raises(DataError, match="no rows"): read_eeg(tmp_path / "1.parquet")
-    spec_table().to_parquet(tmp_path / "2.parquet")
-    with pytest.raises(DataError, match="none of the 20 channels"): read_eeg(tmp_path / "2.parquet")
-    eeg_table().to_parquet(tmp_path / "3.parquet")
-    with pytest.raises(DataError, match="none of the 400 spectrogram columns"): read_spectrogram(tmp_path / "3.parquet")
-
-
-@pytest.mark.parametrize("dtype", ["int16", "int64", "float64", "float16", "Int32"])
-def test_columns_by_name_in_any_order_and_dtype(tmp_path, dtype):
-    t = eeg_table().round().astype(dtype)
-    t[list(CHANNELS[::-1])].to_parquet(tmp_path / "1.parquet")
-    np.testing.assert_array_equal(read_eeg(tmp_path / "1.parquet").signal, t.to_numpy("float32").T)
-
-
-@pytest.mark.parametrize("change, flag", [
-    (lambda t: t.drop(columns=["LP_0.59", "RP_19.92"]), "missing 2 of 400 columns: LP_0.59, RP_19.92"),
-    (lambda t: t.drop(columns="time"), "no usable time column, taken as 1, 3, 5 s"),
-    (lambda t: t.drop(index=range(10, 20)), "time steps are not all 2 s"),
-    (lambda t: t.assign(other=1), "extra column other"),
-    (lambda t: t[:250], "short: 250 of 300 rows, padded with NaN"),
-    (lambda t: t.assign(**{"LL_0.59": -1.0}), "300 negative values, read as NaN"),
-    (lambda t: t.assign(**{"LL_0.59": np.inf}), "300 infinite values, read as NaN"),
-])
-def test_flags_of_a_spectrogram(tmp_path, change, flag):
-    change(spec_table()).to_parquet(tmp_path / "1.parquet")
-    power, start, flags = read_spectrogram(tmp_path / "1.parquet")
-    assert flag in flags and power.shape[:2] == (4, 100) and start == 1.0 and not (power < 0).any()
-
-
-def test_start_time_of_a_spectrogram(tmp_path):
-    spec_table()[50:].to_parquet(tmp_path / "1.parquet")
-    assert read_spectrogram(tmp_path / "1.parquet").start_s == 101.0
 
 
 def test_offsets_beyond_the_recording(folder):

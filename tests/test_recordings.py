@@ -15,8 +15,9 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
 from hms_hbac import recordings
-from hms_hbac.competition import Competition, cut
+from hms_hbac.competition import Competition
 from hms_hbac.core import CHANNELS, VOTES, DataError, HmsError, read_json, spectrogram_columns, write_json
+from hms_hbac.files import cut
 from hms_hbac.recordings import FolderSource, Recordings, WindowDataset, covered, prepare, shard_path
 
 EVENTS = pd.DataFrame({"event_id": [0, 1, 2, 3], "eeg_id": [3, 7, 7, 40], "spectrogram_id": [2, 5, 5, 40],
