@@ -33,11 +33,15 @@ def from_root(text):
 
 def render(out):
     "Write README.md (and pictures of outputs in README_files/) into `out`."
-    nb = visible(nbformat.read(ROOT / "nbs/index.ipynb", as_version=4))
+    nb = nbformat.read(ROOT / "nbs/index.ipynb", as_version=4)
+    alts = [m[1] for c in nb.cells if (m := re.search(r"^#\|\s*alt:\s*(.+)$", c.source, re.M))]      # of pictures that cells draw, in order
+    nb = visible(nb)
     exporter = MarkdownExporter()
     body, resources = exporter.from_notebook_node(nb, resources={"output_files_dir": "README_files", "unique_key": "index"})
     body = re.sub(r"```python\s*```\n*", "", from_root(body))
     body = re.sub(r"\n{3,}", "\n\n", body).strip() + "\n"
+    for alt in alts:
+        body = body.replace("![png](", f"![{alt}](", 1)
     (out / "README.md").write_text(NOTE + body, encoding="utf-8")
     for name, data in resources.get("outputs", {}).items():
         (out / name).parent.mkdir(parents=True, exist_ok=True)
