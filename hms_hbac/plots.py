@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['COLORS', 'NAMES', 'LABEL_COLOR', 'VOTE_GROUPS', 'axes', 'page_signal', 'eeg_page', 'scale_bar', 'panels', 'votes',
-           'view_image', 'history', 'oof_arrays', 'reliability', 'error_by_votes', 'confusion', 'event_card', 'worst',
-           'event_grid', 'small_page', 'explore']
+           'history', 'oof_arrays', 'reliability', 'error_by_votes', 'confusion', 'event_card', 'worst', 'event_grid',
+           'small_page', 'explore']
 
-# %% ../nbs/16_plots.ipynb #35009f69
+# %% ../nbs/16_plots.ipynb #a8f332c1
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from matplotlib.colors import LogNorm
 from .core import CLASSES, EEG_RATE, LABEL_SECONDS, PANELS, SPEC_FREQUENCIES, SPEC_STEP, VOTES
 from .losses import kl_rows
 from .signal import butter, montage, notch, repair
+from .view_pictures import view_image
 
 # %% ../nbs/16_plots.ipynb #6100d920
 COLORS = {"seizure": "#0072B2", "lpd": "#E69F00", "gpd": "#009E73", "lrda": "#D55E00", "grda": "#CC79A7", "other": "#999999"}
@@ -100,21 +101,6 @@ def votes(target, prob=None, n_votes=None, ax=None):
     if prob is not None: title.append(f"KL {kl_rows(np.asarray(target)[None], np.asarray(prob)[None])[0]:.2f}")
     ax.set_title(", ".join(title), fontsize=8)
     if prob is not None: ax.legend(fontsize=7, frameon=False)
-    return ax
-
-# %% ../nbs/16_plots.ipynb #6a4a1a24
-def view_image(image, view=None, ax=None, title=None):
-    "A view's output (C, H, W) or (C, T) for one event; lines mark where one time axis ends and the next begins."
-    ax, x = axes(ax, figsize=(6, 3)), np.asarray(image, dtype=float)
-    if x.ndim == 2:
-        step = 6 * np.nanstd(x) or 1
-        for i, trace in enumerate(x): ax.plot(trace - i * step, lw=.5, color="0.1")
-        ax.set(xlabel="sample", yticks=-step * np.arange(len(x)), yticklabels=range(len(x)), ylabel="channel")
-    else:
-        ax.imshow(x.mean(0), origin="lower", aspect="auto", cmap="viridis", vmin=np.nanpercentile(x, 1), vmax=np.nanpercentile(x, 99))
-        for start, _ in (view.blocks[1:] if view is not None else ()): ax.axvline(start - .5, color="white", lw=1)
-        ax.set(xlabel="column", ylabel="row")
-    if title or view is not None: ax.set_title(title or repr(view), fontsize=8)
     return ax
 
 # %% ../nbs/16_plots.ipynb #59f59a6a
