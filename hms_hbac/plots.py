@@ -5,16 +5,21 @@
 # %% auto #0
 __all__ = ['COLORS', 'NAMES', 'LABEL_COLOR', 'VOTE_GROUPS', 'axes', 'page_signal', 'eeg_page', 'scale_bar', 'panels', 'votes',
            'history', 'oof_arrays', 'reliability', 'error_by_votes', 'confusion', 'event_card', 'worst', 'event_grid',
-           'small_page', 'explore']
+           'small_page', 'oof_tables', 'stepped', 'explore']
 
-# %% ../nbs/16_plots.ipynb #a8f332c1
+# %% ../nbs/16_plots.ipynb #fb9ff029
+from pathlib import Path
+
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.colors import LogNorm
 
+from .competition import events
 from .core import CLASSES, EEG_RATE, LABEL_SECONDS, PANELS, SPEC_FREQUENCIES, SPEC_STEP, VOTES
+from .files import cut_spectrogram, spectrogram_row
 from .losses import kl_rows
+from .runs import read_oof
 from .signal import butter, montage, notch, repair
 from .view_pictures import view_image
 
@@ -175,7 +180,7 @@ def confusion(oof, ax=None):
     ax.set_yticklabels([f"{n} ({int(k)})" for n, k in zip(names, table.sum(1))], fontsize=7)
     return ax
 
-# %% ../nbs/16_plots.ipynb #3054ea9d
+# %% ../nbs/16_plots.ipynb #b5ca7da5
 def event_card(comp, event, prob=None, seconds=16.0, gain=120.0, split="train"):
     "Figure for one row of the events table: EEG page, four panels with the label marked, votes against `prob` (6,)."
     fig = plt.figure(figsize=(10.5, 5.2), layout="constrained")
@@ -185,8 +190,9 @@ def event_card(comp, event, prob=None, seconds=16.0, gain=120.0, split="train"):
              ax=fig.add_subplot(grid[:, 0]))
     spectrogram, at = comp.read_spectrogram(event.spectrogram_id, split), event.spectrogram_offset + 300
     axs = grid[0, 1].subgridspec(4, 1, hspace=0.05).subplots(sharex=True)
-    first = max(int((at - 300) // SPEC_STEP), 0)
-    panels(spectrogram.power[..., first:first + 300], (at - LABEL_SECONDS / 2, at + LABEL_SECONDS / 2), first * SPEC_STEP, axs)
+    first = int(spectrogram_row(event.spectrogram_offset, spectrogram.start_s))
+    start = spectrogram.start_s + (first - .5) * SPEC_STEP                                # where the window's first column begins
+    panels(cut_spectrogram(spectrogram.power, first), (at - LABEL_SECONDS / 2, at + LABEL_SECONDS / 2), start, axs)
     target = event[list(VOTES)].to_numpy(float)
     votes(target / target.sum(), prob, target.sum(), fig.add_subplot(grid[1, 1]))
     fig.suptitle(f"EEG {event.eeg_id}, consensus {NAMES[event.consensus]}", fontsize=9)
@@ -221,20 +227,37 @@ def small_page(comp, e, ax, seconds, gain):
     for i, trace in enumerate(x[:, a:a + int(seconds * EEG_RATE)]): ax.plot(-i - np.clip(trace / gain, -1.5, 1.5), lw=.4, color="0.1")
     ax.set_title(f"{NAMES[e.consensus]}, EEG {e.eeg_id}", fontsize=7)
 
-# %% ../nbs/16_plots.ipynb #0db367bf
-def explore(comp, oof=None, split="train"):
-    "An ipywidgets browser of events by class, votes or error (`oof`: out-of-fold table, optional)."
-    from ipywidgets import Dropdown, IntSlider, interactive
+# %% ../nbs/16_plots.ipynb #287b19c7
+def oof_tables(runs=None):
+    "{recipe: out-of-fold table} of a folder of runs, of one recipe's folder, or of a table; without runs {'votes only': None}."
+    if runs is None: return {"votes only": None}
+    if hasattr(runs, "columns"): return {"predictions": runs}
+    folders = sorted({p.parent.parent for p in Path(runs).glob("*/fold*/oof.parquet")}) or [Path(runs)]
+    return {p.name: read_oof(p) for p in folders}
 
-    from hms_hbac.competition import events
-    table = events(comp.train)
+
+def stepped(table, oof=None, consensus="all", order="file"):
+    "The rows of an events table to step through: of one class, in the file's order, by votes, or by error; with `oof` only its events."
     if oof is not None: table = table.merge(oof[["event_id", *CLASSES]], on="event_id").pipe(lambda t: t.assign(error=kl_rows(*oof_arrays(t))))
+    if consensus != "all": table = table[table.consensus == consensus]
+    column = {"votes": "n_votes", "error": "error"}.get(order)
+    return table.sort_values(column, ascending=False, kind="stable") if column in table else table
 
-    def show(consensus, order, place):
-        t = table if consensus == "all" else table[table.consensus == consensus]
-        t = t if order == "file" else t.sort_values({"votes": "n_votes", "error": "error"}[order], ascending=False)
+# %% ../nbs/16_plots.ipynb #1be8cbbc
+def explore(comp, runs=None):
+    "An ipywidgets browser of events by class, votes or error; `runs`: see `oof_tables`."
+    from ipywidgets import Dropdown, IntSlider, interactive
+    tables, rows = oof_tables(runs), events(comp.train)
+    slider = IntSlider(max=len(rows) - 1, continuous_update=False)
+
+    def show(recipe, consensus, order, place):
+        t = stepped(rows, tables[recipe], consensus, order)
+        slider.max = max(len(t) - 1, 0)
+        if not len(t): return f"no event of class {consensus}"
         e = t.iloc[min(place, len(t) - 1)]
-        return event_card(comp, e, e[list(CLASSES)].to_numpy(float) if oof is not None else None, split=split)
+        fig = event_card(comp, e, None if tables[recipe] is None else e[list(CLASSES)].to_numpy(float))
+        plt.close(fig)                                         # else notebooks show it twice
+        return fig
 
-    orders = ["file", "votes"] + ["error"] * (oof is not None)
-    return interactive(show, consensus=Dropdown(options=["all", *CLASSES]), order=Dropdown(options=orders), place=IntSlider(min=0, max=len(table) - 1, continuous_update=False))
+    orders = ["file", "votes"] + ["error"] * (runs is not None)
+    return interactive(show, recipe=Dropdown(options=list(tables)), consensus=Dropdown(options=["all", *CLASSES]), order=Dropdown(options=orders), place=slider)

@@ -9,7 +9,7 @@ __all__ = ['WAYS', 'read_part', 'read_run', 'read_oof_file', 'read_runs', 'sure_
            'event_part', 'environment', 'commands', 'submission_parts', 'error_parts', 'card_parts', 'check_data',
            'board_parts', 'report']
 
-# %% ../nbs/17_report.ipynb #2d4a03ce
+# %% ../nbs/17_report.ipynb #440dc221
 import shlex
 from datetime import datetime, timezone
 from pathlib import Path
@@ -24,7 +24,7 @@ from .blending import METHODS, Members, crossfit, fit_weights, gain_interval, pa
 from .competition import Competition, events
 from .core import CLASSES, EEG_RATE, VOTES, DataError, HmsError, atomic_write, read_json
 from .ensemble import check_submission
-from .files import cut_eeg, cut_spectrogram
+from .files import cut_eeg, cut_spectrogram, spectrogram_row
 from .losses import competition_kl, kl_rows
 from .reliability import error_correlation, leave_one_out
 from .runs import floor_kl, fold_folders, oof_kl
@@ -236,7 +236,7 @@ def training(r):
         return page.picture(ax.figure, f"{r['name']} {folder.name}: loss {h.loss.iloc[0]:.2f} at first, {h.loss.iloc[-1]:.2f} at last{best}.", f"{r['name']}, {folder.name}")
     return page.cards(*(one(f, h) for f, h in r["history"].items() if len(h) and {"update", "stage", "loss", "lr", "kl_selected"} <= set(h)))
 
-# %% ../nbs/17_report.ipynb #d2c291d6
+# %% ../nbs/17_report.ipynb #7c837376
 def card_figure(comp, event, prob):
     "Figure of one row of the events table with the prediction `prob` (6,)."
     fig = plt.figure(figsize=(4.4, 6.2), layout="constrained")
@@ -246,8 +246,8 @@ def card_figure(comp, event, prob):
     plots.eeg_page(window, 18, 14, gain=150, label=(20, 30), ax=ax)
     ax.set_xlabel("time in the 50 s window (s)", fontsize=7)
     ax.tick_params(labelsize=6)
-    axs = [fig.add_subplot(grid[i]) for i in range(1, 5)]
-    plots.panels(cut_spectrogram(comp.read_spectrogram(event.spectrogram_id).power, int(round(event.spectrogram_offset / 2))), (295, 305), axs=axs)
+    axs, spectrogram = [fig.add_subplot(grid[i]) for i in range(1, 5)], comp.read_spectrogram(event.spectrogram_id)
+    plots.panels(cut_spectrogram(spectrogram.power, int(spectrogram_row(event.spectrogram_offset, spectrogram.start_s))), (295, 305), axs=axs)
     axs[-1].images[0].colorbar.remove()
     axs[-1].set_xlabel("time (s); color: power, 0.01 to 1000 µV²/Hz", fontsize=7)
     for a in axs:
