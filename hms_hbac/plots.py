@@ -198,7 +198,7 @@ def event_card(comp, event, prob=None, seconds=16.0, gain=120.0, split="train"):
     fig.suptitle(f"EEG {event.eeg_id}, consensus {NAMES[event.consensus]}", fontsize=9)
     return fig
 
-# %% ../nbs/16_plots.ipynb #80d0cd60
+# %% ../nbs/16_plots.ipynb #4f7bb7bb
 def worst(oof, n=12, min_votes=0):
     "The `n` rows of an out-of-fold table with the highest KL, worst first, with a column `error`."
     table = oof.assign(error=kl_rows(*oof_arrays(oof)))
@@ -206,7 +206,7 @@ def worst(oof, n=12, min_votes=0):
 
 
 def event_grid(comp, table, events, columns=3, seconds=10.0, gain=150.0):
-    "Small pictures of the events of `table` (rows of `worst`): the left parasagittal chain over the voted seconds, and the bars."
+    "Small pictures of the events of `table` (rows of `worst`): both parasagittal chains over the voted seconds, and the bars."
     lines = -(-len(table) // columns)
     fig, axs = plt.subplots(lines, 2 * columns, figsize=(3.5 * columns, 1.35 * lines), width_ratios=(1.7, 1) * columns, squeeze=False, layout="constrained")
     for ax in axs.flat: ax.axis("off")
@@ -217,7 +217,8 @@ def event_grid(comp, table, events, columns=3, seconds=10.0, gain=150.0):
         target, prob = oof_arrays(table.iloc[[i]])
         bars.bar(range(6), target[0], color=list(COLORS.values()))
         bars.bar(range(6), -prob[0], color=list(COLORS.values()), alpha=.45, hatch="///", edgecolor="white")
-        bars.set(ylim=(-1, 1)); bars.set_title(f"KL {r.error:.1f}, {int(r.n_votes)} votes", fontsize=7)
+        bars.set(ylim=(-1, 1)); bars.set_title(f"KL {r.error:.1f}, {int(r.n_votes)} vote{'s' if r.n_votes > 1 else ''}", fontsize=7)
+    fig.suptitle(f"{seconds:g} s of EEG, from Fp1-F3 to P4-O2, rows {gain:g} µV apart; shares of votes upward, predicted downward (hatched)", fontsize=7)
     return fig
 
 

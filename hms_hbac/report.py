@@ -236,7 +236,7 @@ def training(r):
         return page.picture(ax.figure, f"{r['name']} {folder.name}: loss {h.loss.iloc[0]:.2f} at first, {h.loss.iloc[-1]:.2f} at last{best}.", f"{r['name']}, {folder.name}")
     return page.cards(*(one(f, h) for f, h in r["history"].items() if len(h) and {"update", "stage", "loss", "lr", "kl_selected"} <= set(h)))
 
-# %% ../nbs/17_report.ipynb #7c837376
+# %% ../nbs/17_report.ipynb #81b39653
 def card_figure(comp, event, prob):
     "Figure of one row of the events table with the prediction `prob` (6,)."
     fig = plt.figure(figsize=(4.4, 6.2), layout="constrained")
@@ -251,7 +251,7 @@ def card_figure(comp, event, prob):
     axs[-1].images[0].colorbar.remove()
     axs[-1].set_xlabel("time (s); color: power, 0.01 to 1000 µV²/Hz", fontsize=7)
     for a in axs:
-        a.set_ylabel(a.get_ylabel().split("\n")[0], fontsize=7)
+        a.set_ylabel(a.get_ylabel().replace("\n", ", "), fontsize=7)
         a.tick_params(labelbottom=a is axs[-1], labelsize=6)
     target = event[list(VOTES)].to_numpy(float)
     plots.votes(target / target.sum(), prob, event.n_votes, fig.add_subplot(grid[5]))
