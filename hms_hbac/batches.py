@@ -65,7 +65,7 @@ def part_weight(part, whole, processes=1):
     "Factor of a part's mean loss in an update of `whole` rows, before gradients are averaged over processes."
     return part * processes / whole
 
-# %% ../nbs/11b_batches.ipynb #46e14fc8
+# %% ../nbs/11b_batches.ipynb #2dd362e2
 class Prefetch:
     "Iterate over `make(item) for item in items`, made up to `depth` ahead by one thread. Errors appear where the batch would; leave with `close`."
     def __init__(self, items, make, depth=2, pin=False):
@@ -98,7 +98,7 @@ class Prefetch:
         self.stop.set()
         self.thread.join(timeout=10)
 
-
+# %% ../nbs/11b_batches.ipynb #fdd983e5
 def pinned(batch): return {k: v.pin_memory() if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
 def to_device(batch, device): return {k: v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
 

@@ -148,7 +148,7 @@ def reliability(oof, bins=6, axs=None):
     axs[0].set_ylabel("votes")
     return axs
 
-# %% ../nbs/16_plots.ipynb #3502d12a
+# %% ../nbs/16_plots.ipynb #11ae27db
 VOTE_GROUPS = ((1, 1), (2, 2), (3, 3), (4, 5), (6, 9), (10, 14), (15, 28))
 
 
@@ -161,7 +161,7 @@ def error_by_votes(oof, ax=None):
     x = np.arange(len(groups))
     ax.bar(x, [k.mean() for *_, k in groups], yerr=[k.std() / max(len(k), 1)**.5 for *_, k in groups], color="#0072B2", ecolor="0.3", capsize=3)
     ax.set(xticks=x, xlabel="votes", ylabel="KL")
-    ax.set_xticklabels([f"{a}" + (f"-{b}" if b > a else "") + f"\n{len(k)} events" for a, b, k in groups], fontsize=7)
+    ax.set_xticklabels([f"{a}" + (f"-{b}" if b > a else "") + f"\n{len(k)} event{'s' if len(k) > 1 else ''}" for a, b, k in groups], fontsize=7)
     return ax
 
 # %% ../nbs/16_plots.ipynb #d74df469
