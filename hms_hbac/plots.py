@@ -7,7 +7,7 @@ __all__ = ['COLORS', 'NAMES', 'LABEL_COLOR', 'VOTE_GROUPS', 'axes', 'page_signal
            'history', 'oof_arrays', 'reliability', 'error_by_votes', 'confusion', 'event_card', 'worst', 'event_grid',
            'small_page', 'oof_tables', 'stepped', 'explore']
 
-# %% ../nbs/16_plots.ipynb #fb9ff029
+# %% ../nbs/16_plots.ipynb #d4c3ee5e
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -16,11 +16,12 @@ import torch
 from matplotlib.colors import LogNorm
 
 from .competition import events
-from .core import CLASSES, EEG_RATE, LABEL_SECONDS, PANELS, SPEC_FREQUENCIES, SPEC_STEP, VOTES
+from .core import CLASSES, EEG_RATE, LABEL_SECONDS, PANELS, SPEC_STEP, VOTES
 from .files import cut_spectrogram, spectrogram_row
 from .losses import kl_rows
 from .runs import read_oof
 from .signal import butter, montage, notch, repair
+from .view_algebra import HOST_HZ
 from .view_pictures import view_image
 
 # %% ../nbs/16_plots.ipynb #6100d920
@@ -77,14 +78,14 @@ def scale_bar(ax, gain):
     ax.plot([1.01, 1.01], [low, low + 1], transform=trans, color="0.1", lw=1.5, clip_on=False)
     ax.text(1.02, low + .5, f"{gain:g} µV", transform=trans, va="center", fontsize=7)
 
-# %% ../nbs/16_plots.ipynb #6255e367
+# %% ../nbs/16_plots.ipynb #b3cbb9d3
 def panels(power, label=None, start=0.0, axs=None, limits=(1e-2, 1e3)):
     "The four panels of `power` (4, 100, S) in µV²/Hz on a log color scale; `label` = (from, to) in s is marked; returns four axes."
     if axs is None: axs = plt.subplots(4, 1, figsize=(8, 4.2), sharex=True, layout="constrained")[1]
     end = start + power.shape[-1] * SPEC_STEP
     for ax, name, p in zip(axs, PANELS, power):
         im = ax.imshow(np.clip(p, *limits), origin="lower", aspect="auto", cmap="viridis", norm=LogNorm(*limits), interpolation="nearest",
-                       extent=(start, end, SPEC_FREQUENCIES[0], SPEC_FREQUENCIES[-1]))
+                       extent=(start, end, *HOST_HZ))
         if label:
             for edge in label: ax.axvline(edge, color="white", lw=1)
         ax.set_ylabel(f"{name}\nHz", fontsize=8)
