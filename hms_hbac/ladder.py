@@ -83,9 +83,10 @@ def rung_recipe(name, recipe, changes, where):
         stage.mosaic_epochs = min(stage.mosaic_epochs, stage.epochs // 2)
     return made.model_copy(update={"name": name})
 
-# %% ../nbs/16b_ladder.ipynb #20d03084
+# %% ../nbs/16b_ladder.ipynb #ac401995
 def climb(rungs, where, workers=2):
     "Train every rung at a `Place` (finished folds are kept) and compare each with the one below: the table of `steps`."
+    import hms_hbac.labels                                   # registers pseudo, distilled and refined labels
     todo = stack(rungs)
     made = {name: rung_recipe(name, recipe, changes, where) for name, (recipe, changes, _) in todo.items()}     # faults before work
     for i, (name, recipe) in enumerate(made.items(), 1):
@@ -105,7 +106,7 @@ def steps(rungs, runs):
             rows[name] |= {f"change{suffix}": got["difference"], f"low{suffix}": got["low"], f"high{suffix}": got["high"]}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("rung")
 
-# %% ../nbs/16b_ladder.ipynb #81fde03d
+# %% ../nbs/16b_ladder.ipynb #38fba83d
 def ladder_plot(table, title=""):
     "Changes of each rung with their intervals, for all events and those with ten votes; on the left each rung's KL. Returns the figure."
     fig, axs = plt.subplots(1, 3, figsize=(10, 1 + .42 * len(table)), sharey=True, width_ratios=(1, 1, 1), layout="constrained")
@@ -120,6 +121,6 @@ def ladder_plot(table, title=""):
         ax.axvline(0, color="0.5", lw=1)
         ax.set(title=f"change against the rung below,\n{label}", xlabel="KL (left of 0: better)")
     axs[0].set(yticks=y, yticklabels=table.index, xlabel="KL (dotted: floor)", title=title or "KL of each rung", ylim=(-.6, len(table) - .4))
-    axs[0].legend(fontsize=7, frameon=False)
+    fig.legend(*axs[0].get_legend_handles_labels(), loc="outside lower left", ncols=2, fontsize=8, frameon=False)
     for ax in axs: ax.title.set_fontsize(9)
     return fig
