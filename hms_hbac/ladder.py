@@ -24,7 +24,7 @@ from .runs import paired_bootstrap, run_row
 from .simulate import simulate
 from .training import train_folds
 
-# %% ../nbs/16b_ladder.ipynb #6003fc5b
+# %% ../nbs/16b_ladder.ipynb #cf05db32
 class Place(NamedTuple):
     "Where a ladder is climbed: competition, cache, run folder, scale, folds; at demo scale epochs, changes (`small`), and the temporary folder."
     comp: Competition
@@ -40,16 +40,18 @@ class Place(NamedTuple):
 def place(comp=None, work=None, patients=40, epochs=4, small=(), seed=0, workers=2):
     """The `Place` of the competition at `comp`, with its runs in `work` (default: runs/ beside it); None simulates a small one.
 
-    `small`: changes for all rungs (`key=value`) that only the simulated one gets. The environment variable HMS_LADDER_EPOCHS goes before `epochs`: 1 only shows that a ladder runs."""
+    `small`: changes for all rungs (`key=value`) that only the simulated one gets. The environment variable HMS_LADDER, as in 12,1, goes
+    before `patients` and `epochs`: that few only show that a ladder runs."""
     if comp is not None:
         comp = Competition(comp)
         work = Path(work or comp.path.parent/"runs")
         return Place(comp, work.parent/"cache", work, "full", (0, 1, 2, 3, 4))
+    patients, epochs = map(int, os.environ.get("HMS_LADDER", f"{patients},{epochs}").split(","))
     folder = tempfile.TemporaryDirectory(prefix="ladder-")
     path = Path(work or folder.name)
     comp = Competition(simulate(path/"competition", patients=patients, test_patients=1, seed=seed, workers=workers, progress=False))
     prepare(comp, path/"cache", workers=workers, progress=False)
-    return Place(comp, path/"cache", path/"runs", "demo", (0, 1), int(os.environ.get("HMS_LADDER_EPOCHS", epochs)), tuple(small), folder)
+    return Place(comp, path/"cache", path/"runs", "demo", (0, 1), epochs, tuple(small), folder)
 
 # %% ../nbs/16b_ladder.ipynb #bf60d112
 class Rung(NamedTuple):
