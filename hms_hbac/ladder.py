@@ -24,9 +24,9 @@ from .runs import paired_bootstrap, run_row
 from .simulate import simulate
 from .training import train_folds
 
-# %% ../nbs/16b_ladder.ipynb #cf05db32
+# %% ../nbs/16b_ladder.ipynb #a24feb99
 class Place(NamedTuple):
-    "Where a ladder is climbed: competition, cache, run folder, scale, folds; at demo scale epochs, changes (`small`), and the temporary folder."
+    "Where a ladder is climbed: competition, cache, run folder, scale, folds; at demo scale epochs, changes (`small`), most rungs, and the temporary folder."
     comp: Competition
     cache: Path
     runs: Path
@@ -34,24 +34,25 @@ class Place(NamedTuple):
     folds: tuple
     epochs: int = 0
     small: tuple = ()
+    most: int = 99
     folder: object = None
 
 
 def place(comp=None, work=None, patients=40, epochs=4, small=(), seed=0, workers=2):
     """The `Place` of the competition at `comp`, with its runs in `work` (default: runs/ beside it); None simulates a small one.
 
-    `small`: changes for all rungs (`key=value`) that only the simulated one gets. The environment variable HMS_LADDER, as in 12,1, goes
-    before `patients` and `epochs`: that few only show that a ladder runs."""
+    `small`: changes for all rungs (`key=value`) that only the simulated one gets. The environment variable HMS_LADDER, as in 12,1,3, goes
+    before `patients` and `epochs` and ends each ladder after so many rungs: that little only shows that it runs."""
     if comp is not None:
         comp = Competition(comp)
         work = Path(work or comp.path.parent/"runs")
         return Place(comp, work.parent/"cache", work, "full", (0, 1, 2, 3, 4))
-    patients, epochs = map(int, os.environ.get("HMS_LADDER", f"{patients},{epochs}").split(","))
+    patients, epochs, most = map(int, os.environ.get("HMS_LADDER", f"{patients},{epochs},99").split(","))
     folder = tempfile.TemporaryDirectory(prefix="ladder-")
     path = Path(work or folder.name)
     comp = Competition(simulate(path/"competition", patients=patients, test_patients=1, seed=seed, workers=workers, progress=False))
     prepare(comp, path/"cache", workers=workers, progress=False)
-    return Place(comp, path/"cache", path/"runs", "demo", (0, 1), epochs, tuple(small), folder)
+    return Place(comp, path/"cache", path/"runs", "demo", (0, 1), epochs, tuple(small), most, folder)
 
 # %% ../nbs/16b_ladder.ipynb #bf60d112
 class Rung(NamedTuple):
@@ -85,10 +86,11 @@ def rung_recipe(name, recipe, changes, where):
         stage.mosaic_epochs = min(stage.mosaic_epochs, stage.epochs // 2)
     return made.model_copy(update={"name": name})
 
-# %% ../nbs/16b_ladder.ipynb #ac401995
+# %% ../nbs/16b_ladder.ipynb #d7ea86c6
 def climb(rungs, where, workers=2):
     "Train every rung at a `Place` (finished folds are kept) and compare each with the one below: the table of `steps`."
     import hms_hbac.labels                                   # registers pseudo, distilled and refined labels
+    rungs = rungs[:where.most]
     todo = stack(rungs)
     made = {name: rung_recipe(name, recipe, changes, where) for name, (recipe, changes, _) in todo.items()}     # faults before work
     for i, (name, recipe) in enumerate(made.items(), 1):

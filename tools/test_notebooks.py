@@ -1,5 +1,5 @@
 """Run every notebook in a process of its own (nbdev_test --path), two at a time, and print a table. The ladders of nbs/experiments/ get
-12 patients and one epoch here, which shows that they run.
+12 patients, one epoch and their first three rungs here, which shows that they run.
 
     python tools/test_notebooks.py [PART-OF-NAME ...] [--flags "slow cuda"] [--jobs 2] [--timeout 300]
 """
@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def run(path, flags, timeout):
     "Seconds, and the output where the notebook failed (None where it passed)."
     start, command = time.time(), [str(Path(sys.executable).parent / "nbdev_test"), "--path", str(path)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg", "PYTHONWARNINGS": "ignore", "HMS_LADDER": "12,1"}
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg", "PYTHONWARNINGS": "ignore", "HMS_LADDER": "12,1,3"}
     try:
         done = subprocess.run([*command, *(["--flags", flags] if flags else [])], cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout)
         fault = None if done.returncode == 0 else done.stdout + done.stderr
