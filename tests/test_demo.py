@@ -4,6 +4,7 @@ import sys
 
 import pandas as pd
 import pytest
+from browser import chromium
 
 from hms_hbac.competition import Competition
 from hms_hbac.core import VOTES
@@ -38,6 +39,22 @@ def test_demo_leaves_what_it_promises(out):
     for member in ("panels_b0", "resnet1d_gru"):
         files = {p.name for p in (out / "runs" / member / "fold0").iterdir()}
         assert {"recipe.yaml", "model.safetensors", "history.csv", "oof.parquet", "manifest.json"} <= files
+
+
+def test_the_demos_report_in_a_browser(out, tmp_path):
+    address = (out / "report.html").as_uri()
+    names = "[...document.querySelectorAll('#leaderboard tbody tr')].map(r => r.cells[0].textContent)"
+    with chromium(tmp_path) as tab:
+        for width in (390, 1400):
+            tab.show(address, width)
+            assert tab.run("document.scrollingElement.scrollWidth") <= width
+            assert tab.run("document.images.length > 5 && [...document.images].every(i => i.naturalWidth > 0 && i.alt)")
+        click = "document.querySelectorAll('#leaderboard thead th')[0].querySelector('button').click()"
+        for expected in (["panels_b0", "resnet1d_gru"], ["resnet1d_gru", "panels_b0"]):
+            tab.run(click)
+            assert tab.run(names) == expected
+        assert tab.complaints() == []
+        assert {u for u in tab.requests() if not u.startswith("data:")} == {address}
 
 
 def test_commands_on_the_demos_folders(out):
