@@ -50,9 +50,9 @@ def linked(source, folder, rows):
 
 
 def random_run(folder, name, scale):
-    from hms_hbac.checkpoints import save_weights
-    from hms_hbac.core import seed_everything
-    from hms_hbac.recipes import build, load_recipe, save_recipe
+    from hms_hbac.training.checkpoints import save_weights
+    from hms_hbac.draws import seed_everything
+    from hms_hbac.models.recipe import build, load_recipe, save_recipe
     recipe = load_recipe(name, scale=scale, set=["net.pretrained=none"] if name != "resnet1d_gru" else ())
     seed_everything(0)
     save_recipe(recipe, folder / name / "fold0" / "recipe.yaml")
@@ -61,7 +61,7 @@ def random_run(folder, name, scale):
 
 def measure(runs, comp, out, batch, parts):
     "Wall seconds of reading, bare forward passes (each the mean of a pass before and one after) and predict; peak memory in MB; status."
-    from hms_hbac.predict import load_crew, predict
+    from hms_hbac.inference.predict import load_crew, predict
     crew = load_crew(runs)
     x = warm_up(crew, batch)
     before = measure_parts(crew, Path(comp), x, batch) if parts else (0, 0)
@@ -76,7 +76,7 @@ def measure(runs, comp, out, batch, parts):
 def warm_up(crew, batch):
     import torch
 
-    from hms_hbac.predict import answer, for_member
+    from hms_hbac.inference.predict import answer, for_member
     x = {"eeg": torch.randn(batch, 20, 10_000), "spectrogram": torch.rand(batch, 4, 100, 300) + .1}
     x = {k: v.to(crew.device) for k, v in x.items()}
     for m in crew.members:
@@ -89,7 +89,7 @@ def measure_parts(crew, comp, x, batch):
     import pyarrow.parquet as pq
     import torch
 
-    from hms_hbac.predict import for_member
+    from hms_hbac.inference.predict import for_member
     files = [f for kind in ("eegs", "spectrograms") for f in sorted((comp / f"test_{kind}").iterdir())]
     begin = time.perf_counter()
     for f in files:

@@ -20,7 +20,7 @@ import json, resource, sys, time
 from pathlib import Path
 import pyarrow.parquet as pq
 from joblib import Parallel, delayed
-from hms_hbac.recordings import prepare
+from hms_hbac.data.recordings import prepare
 what, comp, cache, workers = sys.argv[1], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
 
 def read(path):

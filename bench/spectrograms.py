@@ -17,8 +17,8 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from hms_hbac.core import EEG_SAMPLES, PANELS, SPEC_BINS, SPEC_STEPS, HmsError
-from hms_hbac.signal import MONTAGES
-from hms_hbac.views import VIEWS, Mels
+from hms_hbac.signal.filters import MONTAGES
+from hms_hbac.views.systems import VIEWS, Mels
 
 HEIGHT, WIDTH, BATCHES = 128, 256, (1, 8, 32)
 

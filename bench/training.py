@@ -16,14 +16,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hms_hbac.batches import Prefetch, to_device
-from hms_hbac.competition import Competition, add_folds, events
-from hms_hbac.loop import backward, epoch_parts, make_accelerator, place, read_part, start_stage, step, switch
-from hms_hbac.optimizers import make_optimizer
-from hms_hbac.recipes import load_recipe
-from hms_hbac.recordings import Recordings, prepare
-from hms_hbac.simulate import simulate
-from hms_hbac.training import make_loop, show
+from hms_hbac.training.batches import Prefetch, to_device
+from hms_hbac.data.competition import Competition, add_folds, events
+from hms_hbac.training.loop import backward, epoch_parts, make_accelerator, place, read_part, start_stage, step, switch
+from hms_hbac.training.optimizers import make_optimizer
+from hms_hbac.models.recipe import load_recipe
+from hms_hbac.data.recordings import Recordings, prepare
+from hms_hbac.simulate.competition import simulate
+from hms_hbac.training.run import make_loop, show
 
 
 def sync(device):

@@ -10,7 +10,7 @@ def comp_dir(tmp_path_factory):
     "A simulated competition folder, made once for all pytest workers; tests read it and never write into it."
     from filelock import FileLock
 
-    from hms_hbac.simulate import simulate
+    from hms_hbac.simulate.competition import simulate
     base = tmp_path_factory.getbasetemp()
     base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     with FileLock(base / "comp.lock"):

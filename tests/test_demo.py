@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from browser import chromium
 
-from hms_hbac.competition import Competition
+from hms_hbac.data.competition import Competition
 from hms_hbac.core import VOTES
 
 

@@ -10,7 +10,7 @@ docs = pytest.importorskip("build_docs", reason="the packages of the site (mkdoc
 
 
 def test_notebook_links_become_pages_and_outside_files_the_repository():
-    path = docs.NBS / "01a_competition.ipynb"
+    path = docs.NBS / "00_core.ipynb"
     assert docs.site_links("[a](02_signal.ipynb) [b](02_signal.ipynb#filters)", path) == "[a](02_signal.html) [b](02_signal.html#filters)"
     assert docs.site_links("[t](../tests/test_docs.py)", path) == f"[t]({docs.REPOSITORY}/tests/test_docs.py)"
     assert docs.site_links("[u](../07_augment.ipynb)", docs.NBS / "experiments/a.ipynb") == "[u](../07_augment.html)"

@@ -11,8 +11,10 @@ import pandas as pd
 import torch
 from torch import nn
 
-from hms_hbac.core import VOTES, seed_everything
-from hms_hbac.loop import Loop, make_accelerator, vote_shares
+from hms_hbac.core import VOTES
+from hms_hbac.draws import seed_everything
+from hms_hbac.training.loop import Loop, make_accelerator
+from hms_hbac.training.oof import vote_shares
 
 IDENTITY = {"recipe_hash": "toy", "data": "toy", "fold": 0}
 
@@ -65,8 +67,8 @@ def toy_loop(folder, norm=False, dropout=0.0, every=240.0, budget=None, settings
 def kill_at(moment, n):
     "Arrange that this process kills itself (SIGKILL) at the `n`-th `moment`: update, tensors (half written), commit (before state.json), after, or start."
     import signal
-    import hms_hbac.checkpoints as checkpoints
-    import hms_hbac.training as training
+    import hms_hbac.training.checkpoints as checkpoints
+    import hms_hbac.training.run as training
     seen = [0]
 
     def die_when(now):
@@ -101,7 +103,7 @@ def main(folder, *options):
     if die:
         moment, n = die.split(":")
         kill_at(moment, int(n))
-    from hms_hbac.training import conclude, fit
+    from hms_hbac.training.run import conclude, fit
     loop = toy_loop(folder, **given)
     status = fit(loop)
     if status == "finished": conclude(loop)

@@ -72,7 +72,7 @@ def lay_out():
     if (NBS / "images").is_dir():
         shutil.copytree(NBS / "images", SOURCE / "images")
     (SOURCE / "site.css").write_text(STYLE, encoding="utf-8")
-    rooms, experiments, api = [], [], []
+    top, folders, api = [], {}, []
     for path in notebooks():
         nb = nbformat.read(path, as_version=4)
         name, module, title = path.relative_to(NBS).as_posix(), module_of(nb), title_of(nb)
@@ -82,7 +82,7 @@ def lay_out():
             if c.cell_type == "markdown":
                 c.source = math(site_links(c.source, path))
         if module:
-            nb.cells.append(nbformat.v4.new_markdown_cell(f"[API of `hms_hbac.{module}`](api/{module}.html)"))
+            nb.cells.append(nbformat.v4.new_markdown_cell(f"[API of `hms_hbac.{module}`]({"../" * (len(path.relative_to(NBS).parts) - 1)}api/{module}.html)"))
             page = SOURCE / "api" / f"{module}.md"
             page.parent.mkdir(exist_ok=True)
             page.write_text(f"# {module}\n\nExplained and tested in [{title}](../{name}).\n\n::: hms_hbac.{module}\n", encoding="utf-8")
@@ -90,10 +90,12 @@ def lay_out():
         (SOURCE / name).parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(nb, SOURCE / name)
         if path.parent != NBS:
-            experiments.append({title: name})
+            folders.setdefault(path.parent.relative_to(NBS).as_posix(), []).append({title: name})
         elif path.stem != "index":
-            rooms.append({f"{path.stem.split('_')[0]} {title}": name})
-    return [{"Start": "index.ipynb"}, {"Rooms": rooms}, *([{"Experiments": experiments}] if experiments else []), {"API": api}]
+            folders[path.stem] = [{title: name}]
+    for folder, pages in sorted(folders.items()):
+        top.append(pages[0] if len(pages) == 1 else {re.sub(r"^\d+_", "", folder).capitalize(): pages})
+    return [{"Start": "index.ipynb"}, *top, {"API": api}]
 
 
 def build():

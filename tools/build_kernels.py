@@ -33,7 +33,7 @@ print(f"hms_hbac {hms_hbac.__version__} from {wheel.name}, sha256 {told[wheel.na
 for w in others: print(f"{w.name}, sha256 {told[w.name]}")'''
 
 TRAIN = '''\
-from hms_hbac.kernels import train_kernel
+from hms_hbac.kaggle.kernels import train_kernel
 
 RECIPES = {recipes}
 FOLDS = [0, 1, 2, 3, 4]
@@ -42,7 +42,7 @@ BUDGET = "11h"
 states = train_kernel(RECIPES, FOLDS, BUDGET)'''
 
 INFER = '''\
-from hms_hbac.kernels import infer
+from hms_hbac.kaggle.kernels import infer
 
 GROUPS = {groups}
 DEMO = {demo}
@@ -50,7 +50,7 @@ DEMO = {demo}
 members = infer(GROUPS, "submission.csv", demo=DEMO)'''
 
 SUBMIT = '''\
-from hms_hbac.kernels import run_members, verdict
+from hms_hbac.kaggle.kernels import run_members, verdict
 
 MEMBERS = {members}
 LIMITS = {limits}

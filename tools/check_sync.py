@@ -44,19 +44,39 @@ def notebook_faults(path):
     return faults
 
 
-def module_faults(path):
-    "Exported code stands on its own feet: no nbdev, no fastcore; imports point only to rooms above."
-    order = [re.sub(r"^\d+[a-z]?_", "", p.stem) for p in notebooks() if p.parent == ROOT / "nbs"]
-    faults, here = [], path.stem
+def modules():
+    "Exported modules in the order of their notebooks: dict of dotted name (without the package) -> notebook."
+    found = {}
+    for path in notebooks():
+        for _, _, source in code_cells(json.loads(path.read_text(encoding="utf-8"))):
+            if m := re.search(r"^#\|\s*default_exp\s+(\S+)", source, re.M):
+                found[m.group(1)] = path
+    return found
+
+
+def imported(node, here):
+    "Dotted names that an import statement of module `here` may load, as seen from the package's root."
+    if isinstance(node, ast.Import):
+        return [a.name for a in node.names]
+    base = node.module or ""
+    if node.level:
+        parents = ["hms_hbac", *here.split(".")][:-node.level]
+        base = ".".join([*parents, *([base] if base else [])])
+    return [base, *(f"{base}.{a.name}" for a in node.names)]
+
+
+def module_faults(here, order):
+    "Exported code stands on its own feet: no nbdev, no fastcore; an import points to a line above its own."
+    path, faults, names = ROOT / "hms_hbac" / (here.replace(".", "/") + ".py"), [], list(order)
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-        for n in names:
+        if not isinstance(node, (ast.Import, ast.ImportFrom)):
+            continue
+        for n in imported(node, here):
             if n.split(".")[0] in ("nbdev", "fastcore"):
-                faults.append(f"{path.name}: imports {n}; exported code must run without it")
-            room = n.removeprefix("hms_hbac.")
-            ours = n.startswith("hms_hbac.") or getattr(node, "level", 0)
-            if ours and room in order and here in order and order.index(room) > order.index(here):
-                faults.append(f"{path.name}: imports {room}, which stands below it; an import points to a room above")
+                faults.append(f"{path.relative_to(ROOT)}, line {node.lineno}: imports {n}; exported code must run without it")
+            n = n.removeprefix("hms_hbac.")
+            if n in order and names.index(n) > names.index(here):
+                faults.append(f"{path.relative_to(ROOT)}, line {node.lineno}: imports {n}, which stands below it; an import points to a line above")
     return faults
 
 
@@ -99,7 +119,8 @@ def readme_faults():
 
 def main():
     faults = [f for p in notebooks() for f in notebook_faults(p)]
-    faults += [f for p in sorted((ROOT / "hms_hbac").glob("*.py")) for f in module_faults(p)]
+    order = modules()
+    faults += [f for here in order for f in module_faults(here, order)]
     faults += export_faults() + readme_faults()
     print("\n".join(faults) if faults else f"check_sync: {len(notebooks())} notebooks, modules and README agree")
     return 1 if faults else 0

@@ -11,9 +11,9 @@ matplotlib.use("agg")
 import numpy as np
 import pandas as pd
 
-from hms_hbac.competition import Competition, events
+from hms_hbac.data.competition import Competition, events
 from hms_hbac.core import CLASSES
-from hms_hbac.plots import event_card
+from hms_hbac.evaluation.plots import event_card
 
 demo = Path(sys.argv[1] if len(sys.argv) > 1 else "demo")
 comp = Competition(demo / "competition")

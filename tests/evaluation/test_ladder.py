@@ -1,0 +1,42 @@
+"""The ladders of nbs/experiments/: every rung is a recipe that can be built, at demo scale and in full."""
+import json
+from pathlib import Path
+
+import pytest
+
+from hms_hbac.evaluation.ladder import Place, rung_recipe, stack
+from hms_hbac.models.recipe import build
+
+LADDERS = sorted((Path(__file__).resolve().parents[2] / "nbs/experiments").glob("*.ipynb"))
+
+
+def read(path, scale):
+    "The rungs of a notebook and the place they ask for; nothing is simulated or trained."
+    code = "\n".join("".join(c["source"]) for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code")
+    code = code.split("table = climb")[0].replace("where = place(", "where = somewhere(")
+    names = {"somewhere": lambda comp, small=(), epochs=4, **_: Place(None, None, None, scale, (0, 1), epochs, tuple(small))}
+    exec(code, names)
+    return names["rungs"], names["where"]
+
+
+def test_there_is_a_ladder_for_every_family():
+    assert [p.stem for p in LADDERS] == ["cranjis", "david", "public", "richard"]
+
+
+@pytest.mark.parametrize("scale", ["demo", "full"])
+@pytest.mark.parametrize("path", LADDERS, ids=lambda p: p.stem)
+def test_every_rung_can_be_built_and_differs_from_the_one_below(path, scale):
+    rungs, where = read(path, scale)
+    made = {name: rung_recipe(name, recipe, changes, where) for name, (recipe, changes, _) in stack(rungs).items()}
+    assert len(made) >= 7
+    for name, (_, _, below) in stack(rungs).items():
+        if hasattr(made[name].net, "pretrained"): made[name].net.pretrained = "none"
+        assert sum(p.numel() for p in build(made[name]).parameters()) > 1000
+        keys = {"name", "about", "origin", "original", "ours", "avoided", "inherits"}
+        assert not below or made[name].model_dump(exclude=keys) != made[below].model_dump(exclude=keys), name
+
+
+@pytest.mark.parametrize("path", LADDERS, ids=lambda p: p.stem)
+def test_the_last_rung_is_the_first_with_another_seed(path):
+    rungs, where = read(path, "full")
+    assert rungs[-1] == (rungs[-1].name, ["seed=7"], "", rungs[0].name)

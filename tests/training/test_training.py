@@ -1,0 +1,146 @@
+"""From a recipe to a run folder on a simulated competition, and the stages counted on the real table."""
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from safetensors.torch import load_file
+
+from hms_hbac.training.batches import example_rows, stage_rows
+from hms_hbac.data.competition import Competition, events
+from hms_hbac.core import CLASSES, VOTES, CheckpointError, HmsError, RecipeError
+from hms_hbac.training.loop import make_accelerator
+from hms_hbac.models.recipe import load_recipe
+from hms_hbac.evaluation.runs import run_table
+from hms_hbac.training.run import fit, train, train_folds
+
+sys.path.insert(0, str(Path(__file__).parent))
+from toy_training import toy_loop, toy_settings
+
+
+@pytest.fixture(scope="module")
+def recipe():
+    return load_recipe("panels_twostage_b0", "demo", ["stages=[{name: few, epochs: 1, max_votes: 4, bound: divided, mosaic_epochs: 1}, "
+                                                      "{name: many, epochs: 1, min_votes: 4, bound: unanimous}]", "view=CropPad(Panels(), 100, 100)"])
+
+
+@pytest.fixture(scope="module")
+def runs(comp_dir, tmp_path_factory, recipe):
+    folder = tmp_path_factory.mktemp("train")
+    train_folds(recipe, comp_dir, folder / "runs", folds=[0, 1], cache=folder / "cache", log=False)
+    return folder / "runs"
+
+
+def test_run_folder(runs, comp_dir, recipe):
+    folder = runs / "panels_twostage_b0" / "fold0"
+    assert sorted(p.name for p in folder.iterdir()) == ["history.csv", "last", "manifest.json", "model.safetensors", "oof.parquet", "recipe.yaml"]
+    assert load_recipe(folder / "recipe.yaml") == recipe
+    oof, manifest = pd.read_parquet(folder / "oof.parquet"), json.loads((folder / "manifest.json").read_text())
+    assert list(oof.columns) == ["event_id", "eeg_id", "patient_id", "fold", "n_votes", *VOTES, *CLASSES]
+    assert np.allclose(oof[list(CLASSES)].sum(axis=1), 1, atol=1e-6) and (oof.fold == 0).all()
+    assert manifest["status"] == "finished" and manifest["valid_rows"] == len(oof) and manifest["precision"] == "fp32"
+    assert {"versions", "recipe_hash", "data", "fold", "seed", "device", "wall_seconds", "samples_per_s"} <= set(manifest)
+    history = pd.read_csv(folder / "history.csv")
+    assert history.stage.tolist() == ["few", "many"]
+    table = events(Competition(comp_dir).train)
+    assert manifest["train_rows"] + len(oof) == len(table) and manifest["samples"] == manifest["train_rows"]   # the two stages share out the rows
+
+
+def test_folds_and_table(runs, comp_dir):
+    a, b = (pd.read_parquet(runs / "panels_twostage_b0" / f"fold{k}" / "oof.parquet") for k in (0, 1))
+    assert not set(a.patient_id) & set(b.patient_id) and not set(a.event_id) & set(b.event_id)
+    [row] = run_table(runs).to_dict("records")
+    assert row["folds"] == 2 and row["events"] == len(a) + len(b) and 0 < row["floor"] < row["kl"]
+
+
+def test_finished_is_skipped_and_strangers_are_refused(runs, comp_dir, recipe, tmp_path):
+    folder = runs / "panels_twostage_b0" / "fold0"
+    before = (folder / "model.safetensors").stat().st_mtime_ns
+    cache = runs.parent / "cache"
+    assert train(recipe, comp_dir, runs, 0, cache=cache, log=False) == folder
+    assert (folder / "model.safetensors").stat().st_mtime_ns == before
+    with pytest.raises(CheckpointError, match="recipe_hash(.|\n)*--fresh"):
+        train(recipe.model_copy(update={"seed": 7}), comp_dir, runs, 0, cache=cache, log=False)
+
+
+def test_time_budget_pauses_and_goes_on(runs, comp_dir, recipe, tmp_path):
+    "A recipe paused after each update or two ends with the weights of the uninterrupted run."
+    cache, status, calls = runs.parent / "cache", "paused", 0
+    while status == "paused" and calls < 60:
+        folder = train(recipe, comp_dir, tmp_path / "runs", 0, cache=cache, log=False, time_budget="0.001s")
+        status, calls = json.loads((folder / "manifest.json").read_text())["status"], calls + 1
+    assert status == "finished" and calls > 3
+    a, b = (load_file(r / "panels_twostage_b0" / "fold0" / "model.safetensors") for r in (runs, tmp_path / "runs"))
+    assert a.keys() == b.keys() and all(a[k].equal(b[k]) for k in a)
+
+
+def test_patience_ends_a_stage(tmp_path):
+    flat = toy_settings(epochs=9, patience=2, stages=[{}], optimizer=SimpleNamespace(name="sgd", lr=1e-9, weight_decay=0., betas=None), ema=None,
+                        schedule=SimpleNamespace(name="constant"))
+    fit(loop := toy_loop(tmp_path, settings=flat))
+    assert len(loop.progress.history) < 18
+
+
+def test_nothing_to_validate_on(tmp_path):
+    loop = toy_loop(tmp_path)
+    loop.train_rows, loop.valid_rows = np.arange(len(loop.events)), np.array([], int)
+    assert fit(loop) == "finished" and loop.progress.history[-1]["best"]
+    weights = load_file(next((tmp_path / "last").glob("*.safetensors")))
+    assert all(weights[f"state.best.{k}"].equal(v) for k, v in loop.system.state_dict().items())
+
+
+def test_no_row_with_enough_votes(tmp_path):
+    fit(loop := toy_loop(tmp_path, settings=toy_settings(select_min_votes=99, stages=[{}])))
+    assert "no validation row has 99 votes" in json.loads((tmp_path / "manifest.json").read_text())["notes"][0]
+
+
+def test_divergence_is_named(tmp_path):
+    wild = toy_settings(stages=[{}], clip=None, ema=None, optimizer=SimpleNamespace(name="sgd", lr=1e30, weight_decay=0., betas=None),
+                        schedule=SimpleNamespace(name="constant"))
+    with pytest.raises(HmsError, match="diverged"): fit(toy_loop(tmp_path, settings=wild))
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["status"] == "failed" and "diverged" in manifest["error"]
+
+
+def test_tensorboard(runs, comp_dir, recipe, tmp_path):
+    pytest.importorskip("tensorboard")
+    folder = train(recipe, comp_dir, tmp_path / "runs", 0, cache=runs.parent / "cache", log=False, track="tensorboard")
+    assert list(folder.rglob("events.out.tfevents*"))
+
+
+def test_a_tracker_that_is_not_installed(tmp_path):
+    with pytest.raises(RecipeError, match="no tracker 'abacus' is installed"): make_accelerator(track="abacus", folder=tmp_path)
+
+
+def test_labels_from_elsewhere_survive_a_pause(tmp_path):
+    "A label source is asked once a stage, also when the stage is interrupted."
+    asked = []
+    def source(loop, stage, rows):
+        asked.append(stage.name)
+        return pd.DataFrame(np.eye(6)[[5] * len(rows)], index=loop.events.event_id.iloc[rows], columns=list(CLASSES))
+    for budget in (0, 0, None):
+        loop = toy_loop(tmp_path, budget=budget, settings=toy_settings(stages=[{"labels": SimpleNamespace(source="table")}]))
+        loop.label_sources["table"] = source
+        status = fit(loop)
+    assert status == "finished" and asked == ["all"] and loop.targets[loop.rows, 5].eq(1).all()
+
+
+def test_stages_on_the_real_table(real):
+    "Counted once by hand from the vote columns of the public extract (20,080 events)."
+    table = events(Competition(real / "competition").train)
+    def count(**over): return int(stage_rows(table, SimpleNamespace(**({"min_votes": 0, "max_votes": None, "bound": None, "keep": 1.0, "keep_from": 0} | over))).sum())
+    votes = table[list(VOTES)].to_numpy()
+    unanimous_4 = ((votes == 4).any(1) & (votes.sum(1) == 4)).sum()
+    assert len(table) == 20080 and unanimous_4 == 152
+    assert count(min_votes=10) == 6313 and count(min_votes=8) == 6313               # 7 votes are the most below 10
+    assert count(min_votes=4, max_votes=28) == 8339 and count(max_votes=3) == 11741
+    assert count(max_votes=4, bound="divided") == 11741 + 743 - 152 == 12332
+    assert count(min_votes=4, bound="unanimous") == 8339 - 743 + 152 == 7748
+    assert count(min_votes=1, max_votes=5) == 13625 and count(min_votes=6, max_votes=28) == 6455
+    half = count(min_votes=10, keep=.5, keep_from=10)
+    assert abs(half / 6313 - .5) < .02
+    assert len(example_rows(table, "eeg")) == table.eeg_id.nunique() == 17001
+    assert len(example_rows(table, "spectrogram")) == table.spectrogram_id.nunique() == 11087
