@@ -87,6 +87,10 @@ class Loss(Addable, nn.Module):
         "What logits trained under this loss mean, (B, 6) float32 summing to 1."
         return logits.float().softmax(-1)
 
+    def unweighted(self):
+        "The same loss for rows that all count alike, as the warm-up wants it."
+        return type(self)(**{k: v for k, v in self.options().items() if k != "weights"})
+
     def options(self): return {} if self.weights is None else {"weights": self.weights}
     def __repr__(self): return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.options().items())})"
 
@@ -98,6 +102,7 @@ class Sum(Loss):
         self.factors, self.parts = [w for w, _ in terms], nn.ModuleList([t for _, t in terms])
 
     def terms(self): return list(zip(self.factors, self.parts))
+    def unweighted(self): return Sum([(w, t.unweighted()) for w, t in self.terms()])
     def probabilities(self, logits): return self.parts[0].probabilities(logits)
     def forward(self, logits, target, n_votes=None): return sum(w * t(logits, target, n_votes) for w, t in self.terms())
     def __repr__(self): return " + ".join(f"{t!r}" if w == 1 else f"{w!r} * {t!r}" for w, t in self.terms())
