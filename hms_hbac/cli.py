@@ -90,7 +90,6 @@ def train(recipe: Annotated[str, typer.Argument(help="recipe name or YAML file")
           workers: Annotated[int, typer.Option(min=1, help="folds at a time, each on a GPU of its own or its share of the cores")] = 1,
           track: Annotated[Optional[str], typer.Option(help="tensorboard or wandb, if installed")] = None):
     "Train a recipe fold by fold; finished folds are skipped, a stopped one goes on."
-    import hms_hbac.training.labels                                   # registers pseudo, distilled and refined labels
     from hms_hbac.models.recipe import load_recipe
     from hms_hbac.training.run import train_folds
     done = train_folds(load_recipe(recipe, scale, set or ()), data, runs, folds=numbers(folds, "--folds"), cache=cache,

@@ -90,7 +90,6 @@ def rung_recipe(name, recipe, changes, where):
 # %% ../../nbs/10_evaluation/07_ladder.ipynb #d7ea86c6
 def climb(rungs, where, workers=2):
     "Train every rung at a `Place` (finished folds are kept) and compare each with the one below: the table of `steps`."
-    import hms_hbac.training.labels                                   # registers pseudo, distilled and refined labels
     rungs = rungs[:where.most]
     todo = stack(rungs)
     made = {name: rung_recipe(name, recipe, changes, where) for name, (recipe, changes, _) in todo.items()}     # faults before work

@@ -8,7 +8,6 @@ __all__ = ['scale', 'competition_folder', 'attached_runs', 'write_prior', 'chose
            'blend', 'verdict', 'take_over', 'train_child', 'launch', 'relay', 'run_states', 'train_kernel']
 
 # %% ../../nbs/11_kaggle/03_kernels.ipynb #611a85d6
-import importlib.util
 import json
 import os
 import re
@@ -229,7 +228,6 @@ def take_over(recipes, runs):
 def train_child():
     "Train the folds of one recipe as the arguments of the process say: recipe, competition, runs, folds, cache, scale, budget."
     recipe, comp, runs, folds, cache, scale, budget = sys.argv[1:]
-    if importlib.util.find_spec("hms_hbac.training.labels"): importlib.import_module("hms_hbac.training.labels")       # registers pseudo labels and the like
     try: train_folds(load_recipe(recipe, scale), comp, runs, [int(f) for f in folds.split(",")], cache=cache, time_budget=float(budget))
     except HmsError as e: raise SystemExit(f"error: {e}") from None
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['save', 'restore', 'like_parameters', 'versions', 'publish', 'seconds', 'Paused', 'poll', 'make_bar', 'show',
-           'run_epoch', 'keep', 'planned', 'fit', 'fail', 'oof_table', 'conclude', 'kl_of', 'recipe_hash', 'finished',
+           'run_epoch', 'keep', 'planned', 'fit', 'fail', 'oof_table', 'conclude', 'mean_kl', 'recipe_hash', 'finished',
            'clear', 'open_data', 'make_loop', 'train', 'train_before', 'train_folds']
 
 # %% ../../nbs/08_training/07_run.ipynb #b1e6db36
@@ -32,10 +32,10 @@ from ..data.competition import Competition, add_folds, events
 from ..core import (CLASSES, SPEC_STEPS, VOTES, CheckpointError, HmsError, RecipeError,
                            atomic_write, read_json, write_json)
 from ..draws import seed_everything
-from .loop import LABEL_SOURCES, Loop, Progress, backward, copy_weights, end_stage, epoch_parts, evaluate, make_accelerator, place, predict_rows, read_part, start_stage
+from .loop import Loop, Progress, backward, copy_weights, end_stage, epoch_parts, evaluate, make_accelerator, place, predict_rows, read_part, start_stage
 from .loop import step, switch, tick, usable_precision
-from ..models.losses import kl_rows
-from ..models.recipe import build, save_recipe, settled
+from .oof import SURE_VOTES, oof_kl
+from ..models.recipe import build, save_recipe
 from ..data.recordings import Recordings, WindowDataset, prepare
 
 # %% ../../nbs/08_training/07_run.ipynb #15a7f563
@@ -238,18 +238,17 @@ def conclude(loop):
         save_weights(loop.folder/"model.safetensors", loop.system.state_dict(), recipe=loop.settings.name, **loop.identity)
     except OSError as e:
         raise CheckpointError(f"could not write the result ({e.strerror or e})", where=loop.folder, cure="make room on the disk and give the same command again") from e
-    publish(loop, "finished", **({} if oof is None else {"kl": kl_of(oof), "kl_10": kl_of(oof[oof.n_votes >= 10])}))
+    publish(loop, "finished", **({} if oof is None else {"kl": mean_kl(oof), "kl_10": mean_kl(oof[oof.n_votes >= SURE_VOTES])}))
 
 
-def kl_of(oof):
+def mean_kl(oof):
     "Mean KL of an out-of-fold table, None without rows."
-    votes = oof[list(VOTES)].to_numpy(float)
-    return float(kl_rows(votes / votes.sum(1, keepdims=True), oof[list(CLASSES)]).mean()) if len(oof) else None
+    return float(oof_kl(oof).mean()) if len(oof) else None
 
 # %% ../../nbs/08_training/07_run.ipynb #115f8ed3
 def recipe_hash(recipe):
     "16 hex digits of everything in a recipe that moves a weight."
-    told = {k: v for k, v in settled(recipe).items() if k not in ("origin", "original", "ours", "avoided", "tta", "demo")}
+    told = recipe.model_dump(mode="json", exclude={"origin", "original", "ours", "avoided", "tta", "demo"})
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -331,7 +330,6 @@ def train_folds(recipe, comp_path, runs, folds=(0, 1, 2, 3, 4), time_budget=None
     else:
         from joblib import Parallel, delayed
         warnings.filterwarnings("ignore", "A worker stopped while some jobs")       # joblib replaces workers that have grown: no loss, no news
-        options["label_sources"] = {**LABEL_SOURCES, **(options.get("label_sources") or {})}     # what this process knows, the others learn
         gpus, cores = torch.cuda.device_count(), max(1, (os.cpu_count() or 1) // workers)
         done = Parallel(workers, batch_size=1)(delayed(train_before)(deadline, recipe, comp_path, runs, fold, cores, i % gpus if gpus else None,
                                                                      log=log and i == 0, **options) for i, fold in enumerate(folds))

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from safetensors.torch import load_file
 
-SCRIPT = str(Path(__file__).parent / "toy_training.py")
+SCRIPT = str(Path(__file__).parents[1] / "toy_training.py")
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo"}
 
 

@@ -17,7 +17,7 @@ from hms_hbac.training.checkpoints import load_checkpoint
 from hms_hbac.core import CheckpointError
 from hms_hbac.training.run import fit
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 import toy_training
 from toy_training import IDENTITY, toy_loop, toy_settings
 

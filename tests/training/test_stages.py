@@ -4,7 +4,6 @@ import pandas as pd
 import pytest
 import torch
 
-import hms_hbac.training.labels  # noqa: F401  (registers the label sources)
 from hms_hbac.data.competition import Competition, add_folds, events
 from hms_hbac.core import CLASSES, VOTES, write_json
 from hms_hbac.models.recipe import list_recipes, load_recipe

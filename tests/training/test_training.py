@@ -17,7 +17,7 @@ from hms_hbac.models.recipe import load_recipe
 from hms_hbac.evaluation.runs import run_table
 from hms_hbac.training.run import fit, train, train_folds
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from toy_training import toy_loop, toy_settings
 
 
