@@ -35,7 +35,7 @@ from ..draws import seed_everything
 from .loop import Loop, Progress, backward, copy_weights, end_stage, epoch_parts, evaluate, make_accelerator, place, predict_rows, read_part, start_stage
 from .loop import step, switch, tick, usable_precision
 from .oof import SURE_VOTES, oof_kl
-from ..models.recipe import build, save_recipe
+from ..models.recipe import build, save_recipe, settled
 from ..data.recordings import Recordings, WindowDataset, prepare
 
 # %% ../../nbs/08_training/07_run.ipynb #15a7f563
@@ -248,7 +248,7 @@ def mean_kl(oof):
 # %% ../../nbs/08_training/07_run.ipynb #115f8ed3
 def recipe_hash(recipe):
     "16 hex digits of everything in a recipe that moves a weight."
-    told = recipe.model_dump(mode="json", exclude={"origin", "original", "ours", "avoided", "tta", "demo"})
+    told = {k: v for k, v in settled(recipe).items() if k not in ("origin", "original", "ours", "avoided", "tta", "demo")}
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
