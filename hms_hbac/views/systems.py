@@ -46,7 +46,7 @@ def in_parts(draw, eeg, numbers):
 class Mels(View):
     """Log-mel panels of the middle `seconds`, (1, 4 * height, width): panels of `order` from the top, `height` mel bands of 0-20 Hz each,
     low first; columns of seconds / width. Values (dB + 40) / 40: 1 is the loudest cell of a difference, -1 is 80 dB less."""
-    from_eeg = True
+    reads = ("eeg",)
 
     def __init__(self, seconds=50, height=128, width=256, order="LL,LP,RL,RP"):
         super().__init__(seconds=seconds, height=height, width=width, order=order)
@@ -67,7 +67,7 @@ class Mels(View):
 class StftPicture(View):
     """Spectrogram panels of the middle `seconds`, (1, 4F, frames), low frequencies first: log10 of clipped power in `band` (Hz), standard
     scores per difference, mean over each chain. Defaults: 50 s as 4 x 267 rows, 501 columns. With (10, 260, 254, 1030): 4 x 100, 291."""
-    from_eeg = True
+    reads = ("eeg",)
 
     def __init__(self, seconds=50, nperseg=1500, noverlap=1483, nfft=2750, band=(.59, 20), clip=(-4, 6), order="LL,RL,LP,RP"):
         super().__init__(seconds=seconds, nperseg=nperseg, noverlap=noverlap, nfft=nfft, band=band, clip=clip, order=order)
@@ -95,7 +95,7 @@ class StftPicture(View):
 class OwnSpectrogram(View):
     """Plain spectrogram power of the chains, (1, 516, 448): panels of 129 rows, 0-100 Hz, low first; columns of 22 samples. Power per
     cycle-per-sample (rate 1), logarithm of the chain's mean."""
-    from_eeg = True
+    reads = ("eeg",)
 
     def __init__(self, clip=(-6, 10), log="ln", order="LL,LP,RP,RL"):
         super().__init__(clip=clip, log=log, order=order)
@@ -115,7 +115,7 @@ class OwnSpectrogram(View):
 class HostSpectrogram(View):
     """The host's multitaper panels of the 50 s EEG, (1, 400, 25): as `Panels`, columns of 2 s; windows with gaps in all of a chain's
     differences are missing."""
-    from_eeg = True
+    reads = ("eeg",)
 
     def __init__(self, clip=(-4, 8), log="ln", order="LL,RL,LP,RP"):
         super().__init__(clip=clip, log=log, order=order)
@@ -137,7 +137,7 @@ def band_name(low, high):
 class Sequence(View):
     """Derivations of `montage` over time, (derivations * (1 + bands), seconds * 200 / stride), unit 32 µV: band-pass `low`-`high` Hz (None:
     none) of `order`, held in ±1024 µV, low-pass `lowpass` Hz of the same order. Band k of `bands` is channels k * derivations on."""
-    from_eeg = True
+    reads = ("eeg",)
 
     def __init__(self, seconds=10, low=.5, high=20, bands=(), order=2, lowpass=20, stride=1, montage="eight", zero_phase=False):
         super().__init__(seconds=seconds, low=low, high=high, bands=tuple(map(tuple, bands)), order=order, lowpass=lowpass,
@@ -164,7 +164,7 @@ class Sequence(View):
 # %% ../../nbs/05_views/03_systems.ipynb #4e5e977c
 class RawImage(View):
     "`electrodes` over 50 s, standard scores per electrode, (1, electrodes * rows, 10000 / rows): each electrode's line is broken into `rows`."
-    from_eeg = True
+    reads = ("eeg",)
 
     def __init__(self, electrodes="Fp1,T3,C3,O1,Fp2,C4,T4,O2", rows=1):
         super().__init__(electrodes=electrodes, rows=rows)

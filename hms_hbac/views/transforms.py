@@ -22,6 +22,7 @@ from .algebra import Panels, Standard, Tile, View, cropped, images, shifted, squ
 class Around(View):
     "A view of one view; as it stands, the same picture. `in_place`: pixels stay where they are, so the tiles hold."
     in_place = False
+    reads = ()
 
     def __init__(self, view, **given):
         if not isinstance(view, View): images(view)
@@ -39,6 +40,7 @@ class Around(View):
 class Normalize(Around):
     "Standard scores of `view` by image, panel, row or dataset (constants `mean`, `std`, or learned by `fit`); missing values count for nothing."
     in_place = True
+    reads = ()
 
     def __init__(self, view, by="image", mean=None, std=None):
         super().__init__(view, by=by, mean=mean, std=std)
@@ -50,6 +52,7 @@ class Normalize(Around):
 class Log(Around):
     "`squash` of `view`: values held between e**clip[0] and e**clip[1], then the logarithm."
     in_place = True
+    reads = ()
 
     def __init__(self, view, clip=(-4, 8), log="ln"): super().__init__(view, clip=clip, log=log)
 
@@ -59,6 +62,7 @@ class Log(Around):
 class Scale(Around):
     "`view` stretched per image so that its smallest finite value is `low`, its largest `high`."
     in_place = True
+    reads = ()
 
     def __init__(self, view, low=0, high=255): super().__init__(view, low=low, high=high)
 
@@ -71,6 +75,8 @@ class Scale(Around):
 # %% ../../nbs/05_views/02_transforms.ipynb #dc006f85
 class Flip(Around):
     "`view` upside down: the last row first."
+    reads = ()
+
     def forward(self, batch): return self.view.forward(batch).flip(-2)
 
     def tiles(self, window=0):
@@ -80,6 +86,8 @@ class Flip(Around):
 
 class Repeat(Around):
     "`view` with its channels repeated: (C, H, W) -> (C * channels, H, W)."
+    reads = ()
+
     def __init__(self, view, channels=3):
         super().__init__(view, channels=channels)
         self.shape = (view.shape[0] * channels, *view.shape[1:])
@@ -102,6 +110,8 @@ def folded(view, names, window, unknown):
 class Stats(View):
     """Minimum, maximum, mean and range over the four stacked panels of `view`, under each other in this order; shape as `view`'s.
     Without a view: of `Panels(norm)`."""
+    reads = ()
+
     def __init__(self, view=None, norm="image"):
         super().__init__(view=images(view or Panels(norm), panels=4)[0], norm="image")        # the view says it all: `norm` need not be written again
         self.shape = self.view.shape
@@ -118,6 +128,8 @@ class Percentiles(View):
     """Percentiles `q` over the four stacked panels of `view` (linear between order statistics), under each other; four keep `view`'s shape.
     As in `Stats`, a cell that one panel misses is missing.
     Without a view: of `Panels(norm)`."""
+    reads = ()
+
     def __init__(self, view=None, q=(20, 40, 60, 80), norm="image"):
         super().__init__(view=images(view or Panels(norm), panels=4)[0], q=q, norm="image")
         c, h, w = self.view.shape
@@ -150,6 +162,8 @@ def resize(x, height, width):
 # %% ../../nbs/05_views/02_transforms.ipynb #9af67745
 class Resize(Around):
     "`view` at `height` x `width`: area means where it shrinks, linear interpolation where it grows. Missing values count as 0: normalise first."
+    reads = ()
+
     def __init__(self, view, height, width):
         super().__init__(images(view)[0], height=height, width=width)
         self.shape = (view.shape[0], height, width)
@@ -184,6 +198,8 @@ def take(x, start, width):
 # %% ../../nbs/05_views/02_transforms.ipynb #93837e67
 class CropPad(Around):
     "The middle `height` x `width` of `view`, zeros beyond its borders; with `random`, columns from a random place in training."
+    reads = ()
+
     def __init__(self, view, height, width, random=False):
         super().__init__(images(view)[0], height=height, width=width, random=random)
         self.shape = (view.shape[0], height, width)
@@ -204,6 +220,8 @@ class CropPad(Around):
 # %% ../../nbs/05_views/02_transforms.ipynb #12859f32
 class SlidingWindows(Around):
     "Training: `width` columns of `view` from a random place. Evaluation: all windows of `width` every `step`, zeros beyond the end: (B, N, C, H, width)."
+    reads = ()
+
     def __init__(self, view, width=256, step=128):
         super().__init__(view, width=width, step=step)
         self.room = view.shape[-1] - width

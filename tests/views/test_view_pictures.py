@@ -102,7 +102,7 @@ def test_brightest_spot(name, stimuli):
                 names |= {(i, t.get_text()) for i, ax in enumerate(axs) for t in ax.texts}
                 for where, error in errors(panel, axs, tone).items(): seen.setdefault(where, []).append(error)
                 plt.close("all")
-    assert set(seen) == {n for n in names if n[1] != "range" or v.spec_steps}
+    assert set(seen) == {n for n in names if n[1] != "range" or "spectrogram" in v.needs}
     for where, found in seen.items():
         hz, s, df, dt = np.array(found).T
         assert (np.abs(hz) < df).all() and (np.abs(s) < dt).all(), (where, hz, s)

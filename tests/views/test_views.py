@@ -8,8 +8,8 @@ import torch
 
 from hms_hbac.core import CHAINS, CHANNELS, PANELS, HmsError, RecipeError
 from hms_hbac.draws import sample_keys
-from hms_hbac.views.systems import (EXPRESSIONS, CropPad, HStack, HostSpectrogram, Mels, Normalize, Panels, Sequence, SlidingWindows,
-                            StftPicture, view)
+from hms_hbac.views.systems import (EEG_VIEWS, EXPRESSIONS, SPECTROGRAM_VIEWS, CropPad, HStack, HostSpectrogram, Mels, Normalize, Panels, Resize, Sequence, SlidingWindows,
+                            StftPicture, View, VStack, view)
 
 EIGHT = "Fp1-T3 T3-O1 Fp1-C3 C3-O1 Fp2-C4 C4-O2 Fp2-T4 T4-O2".split()
 
@@ -57,8 +57,9 @@ def z(x, where=None):
 
 
 def log_panels(s, order="LL,RL,LP,RP", clip=(-4, 8), log=np.log, steps=300):
-    first = (400 - steps) // 2
-    x = np.stack([s["spectrogram"][PANELS.index(p)][:, first:first + steps] for p in order.split(",")])
+    x = np.full((4, 100, 400), np.nan, np.float32)              # a view sees 300 columns, whatever the batch holds
+    x[..., 50:350] = np.stack([s["spectrogram"][PANELS.index(p)][:, 50:350] for p in order.split(",")])
+    x = x[..., (400 - steps) // 2:(400 + steps) // 2]
     return log(np.clip(x, np.exp(clip[0]), np.exp(clip[1])) if clip else x)
 
 
@@ -297,7 +298,7 @@ def test_half_precision_on_real_files(real):
         assert bool(x.isfinite().all()) and (x - y).abs().mean() < 5e-3 * x.std(), name
 
 
-@pytest.mark.parametrize("name", [n for n in EXPRESSIONS if view(n).spec_steps])
+@pytest.mark.parametrize("name", [n for n in EXPRESSIONS if "spectrogram" in view(n).needs])
 def test_one_missing_cell_stays_local(name, batch):
     v = view(name).eval()
     poked = {**batch, "spectrogram": batch["spectrogram"].clone()}
@@ -389,3 +390,40 @@ def test_differentiable(batch):
 def test_a_wrong_expression_is_told_at_once(text, message):
     with pytest.raises(HmsError, match=message):
         view(text)
+
+
+def test_needs_follow_the_composition():
+    "What a view needs of a batch is said by its parts; a view made elsewhere that says nothing gets everything."
+    eeg, spectrogram = {"eeg"}, {"spectrogram"}
+    for name in SPECTROGRAM_VIEWS: assert view(name).needs == spectrogram, name
+    both = ("attention", "multiwindow", "mosaic512", "kaggle_eeg")
+    for name in EEG_VIEWS: assert view(name).needs == (eeg | spectrogram if name in both else eeg), name
+
+    class Foreign(View):
+        shape = (1, 400, 10)
+        def forward(self, batch): return batch["spectrogram"].reshape(-1, 1, 400, 300)[..., :10]
+
+    class Said(Foreign):
+        reads = "spectrogram"
+
+    class Wrong(Foreign):
+        reads = ("spectra",)
+
+    assert Foreign().needs == HStack(Panels(), Foreign()).needs == eeg | spectrogram
+    assert Said().needs == Resize(Said(), 8, 8).needs == spectrogram
+    with pytest.raises(RecipeError, match="spectra"): VStack(Wrong()).needs     # noqa: B018 - reading it is the test
+
+
+@pytest.mark.parametrize("name", EXPRESSIONS)
+def test_only_what_is_needed_is_read(name, batch):
+    v = view(name).eval()
+    assert torch.equal(v({k: x for k, x in batch.items() if k in (*v.needs, "key")}), v(batch))
+
+
+def test_a_test_row_sees_the_columns_of_a_training_row(batch):
+    "300 columns and blank margins, even if a batch carries more."
+    for name in ("attention", "panels"):
+        narrow = {**batch, "spectrogram": batch["spectrogram"][..., 50:350]}
+        assert batch["spectrogram"].shape[-1] == 400 and torch.equal(view(name)(narrow), view(name)(batch))
+    margins = view("attention")(batch)[..., [*range(512, 562), *range(862, 912)]]
+    assert not margins.any()
