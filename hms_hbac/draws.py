@@ -21,37 +21,43 @@ def _shift(x, n):
     return (x >> n) & (2**(64 - n) - 1)      # logical shift of int64
 
 
-def mix(x):
-    "SplitMix64's finaliser on an int64 tensor of any shape: a bijection that scatters neighbouring integers."
+def mix(x: torch.Tensor) -> torch.Tensor:
+    """Scatter int64 integers, a tensor of any shape: the finaliser of SplitMix64, which is a bijection.
+
+    Source: Steele, Lea and Flood 2014, doi 10.1145/2660193.2660195."""
     x = x + _int64(0x9E3779B97F4A7C15)
     x = (x ^ _shift(x, 30)) * _int64(0xBF58476D1CE4E5B9)
     x = (x ^ _shift(x, 27)) * _int64(0x94D049BB133111EB)
     return x ^ _shift(x, 31)
 
-
-def sample_keys(seed, epoch, index):
-    "One int64 key per entry of `index` (any integer array): a function of seed, epoch and index alone."
+# %% ../nbs/01_draws.ipynb #098c7cf6
+def sample_keys(seed: int,
+                epoch: int,
+                index,                # integers of any array type, one a sample
+                ) -> torch.Tensor:
+    "One int64 key per entry of `index`, (N,): a function of seed, epoch and index alone."
     index = torch.as_tensor(np.asarray(index, dtype=np.int64))
     base = mix(mix(torch.tensor(int(seed))) + int(epoch))
     return mix(base + mix(index))
 
 # %% ../nbs/01_draws.ipynb #a02cdffa
-def beta_quantile(u, a):
-    "The value of Beta(a, a) that a share `u` of draws stays below."
+def beta_quantile(u: torch.Tensor, a: float) -> torch.Tensor:
+    "The value of Beta(a, a) that a share `u` of draws stays below, the shape of `u`."
     if a == .5: return torch.sin(u * (np.pi / 2)) ** 2      # the arcsine law
     if a == 1: return u
     from scipy.special import betaincinv
-    return torch.as_tensor(betaincinv(a, a, u.cpu().double().numpy()), dtype=torch.float32, device=u.device)
+    quantile = betaincinv(a, a, u.cpu().double().numpy())
+    return torch.as_tensor(quantile, dtype=torch.float32, device=u.device)
 
 # %% ../nbs/01_draws.ipynb #a7e2b3e7
 class Draws:
     "Random numbers for a batch, each sample's from its own key. `keys`: (B,) int64, any device."
-    def __init__(self, keys):
+    def __init__(self, keys: torch.Tensor) -> None:
         self.keys, self.calls = keys, 0
 
-    def __len__(self): return len(self.keys)
+    def __len__(self) -> int: return len(self.keys)
 
-    def uniform(self, *shape, low=0.0, high=1.0):
+    def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> torch.Tensor:
         "float32 in [low, high), shape (B, *shape)."
         self.calls += 1
         n = int(np.prod(shape)) if shape else 1
@@ -60,24 +66,24 @@ class Draws:
         u = (bits.to(torch.float32) / 2**24).view(len(self.keys), *shape)
         return low + (high - low) * u
 
-    def coin(self, p, *shape):
+    def coin(self, p: float, *shape: int) -> torch.Tensor:
         "bool, True with probability `p`, shape (B, *shape)."
         return self.uniform(*shape) < p
 
-    def randint(self, low, high, *shape):
+    def randint(self, low: int, high: int, *shape: int) -> torch.Tensor:
         "int64 in [low, high), shape (B, *shape)."
         return (low + (high - low) * self.uniform(*shape)).long().clamp(max=high - 1)
 
-    def beta(self, a, *shape):
+    def beta(self, a: float, *shape: int) -> torch.Tensor:
         "Beta(a, a), shape (B, *shape): the larger share of a mix is symmetric around one half."
         return beta_quantile(self.uniform(*shape), a)
 
-    def partner(self):
+    def partner(self) -> torch.Tensor:
         "(B,) int64: a random permutation of the batch."
         return torch.argsort(self.uniform())
 
 # %% ../nbs/01_draws.ipynb #a04dc2b9
-def seed_everything(seed):
+def seed_everything(seed: int) -> None:
     "Seed python, numpy and torch (all devices)."
     random.seed(seed)
     np.random.seed(seed % 2**32)

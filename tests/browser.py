@@ -1,86 +1,76 @@
-"""A headless Chromium for tests, spoken to through its DevTools port."""
-import base64
-import json
+"""A headless Chromium for tests: Playwright on the system's browser."""
 import shutil
-import subprocess
-import time
-import urllib.request
 from contextlib import contextmanager
 
 import pytest
 
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync", "--no-first-run", "--hide-scrollbars"]
+
 
 class Tab:
     "A page in Chromium; gathers console messages, exceptions and requests."
-    def __init__(self, address):
-        import websocket
-        self.address = address
-        self.socket, self.number, self.seen = websocket.create_connection(address, timeout=60, suppress_origin=True), 0, []
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            self(f"{domain}.enable")
-
-    def __call__(self, method, **params):
-        self.number += 1
-        self.socket.send(json.dumps({"id": self.number, "method": method, "params": params}))
-        while (answer := json.loads(self.socket.recv())).get("id") != self.number:
-            self.seen.append(answer)
-        assert "error" not in answer, answer
-        return answer["result"]
+    def __init__(self, page):
+        self.page, self.told, self.asked = page, [], []
+        page.on("console", lambda m: self.told.append(f"{m.type}: {m.text}"))
+        page.on("pageerror", lambda e: self.told.append(f"exception: {e}"))
+        page.on("request", lambda r: self.asked.append(r.url))
 
     def run(self, script):
-        got = self("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
-        assert "exceptionDetails" not in got, got
-        return got["result"].get("value")
-
-    def another(self):
-        "A second page of the same browser."
-        return Tab(self.address.rsplit("/", 1)[0] + "/" + self("Target.createTarget", url="about:blank")["targetId"])
+        return self.page.evaluate(script)
 
     def show(self, address, width, height=900, dark=False):
-        self("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
-        self("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}])
-        self("Page.navigate", url=address)
-        for _ in range(300):
-            if self.run("location.href") == address and self.run("document.readyState") == "complete":
-                break
-            time.sleep(.1)
-        self.run("document.querySelectorAll('details').forEach(d => d.open = true); document.querySelectorAll('img').forEach(i => i.loading = 'eager'); 1")
+        "Open a page, its folded parts and all its pictures."
+        self.page.set_viewport_size({"width": width, "height": height})
+        self.page.emulate_media(color_scheme="dark" if dark else "light")
+        self.page.goto(address)
+        self.run("document.querySelectorAll('details').forEach(d => d.open = true)")
+        self.run("document.querySelectorAll('img').forEach(i => i.loading = 'eager')")
         self.run("Promise.all([...document.images].map(i => i.decode().catch(() => 0))).then(() => 1)")
 
     def picture(self, file, whole=False):
-        file.write_bytes(base64.b64decode(self("Page.captureScreenshot", format="png", captureBeyondViewport=whole)["data"]))
+        self.page.screenshot(path=str(file), full_page=whole)
 
     def press(self, key):
-        for kind in ("keyDown", "keyUp"):
-            self("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=13, **({"text": "\r"} if kind == "keyDown" else {}))
+        self.page.keyboard.press(key)
+
+    def forget(self):
+        "Drop the messages and requests so far."
+        self.told.clear()
+        self.asked.clear()
 
     def complaints(self):
-        told = [m["params"] for m in self.seen if m.get("method") in ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded")]
-        return [json.dumps(p)[:300] for p in told]
+        return [t[:300] for t in self.told]
 
     def requests(self):
-        return {m["params"]["request"]["url"] for m in self.seen if m.get("method") == "Network.requestWillBeSent"}
+        return set(self.asked)
+
+    def html_without_scripts(self, address):
+        "The page's HTML as a browser without JavaScript has it."
+        context = self.page.context.browser.new_context(java_script_enabled=False)
+        page = context.new_page()
+        page.goto(address)
+        html = page.content()
+        context.close()
+        return html
+
+
+def find_chromium():
+    "The system's Chromium or Chrome; the test is skipped, saying how to get one, where there is none."
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        if found := shutil.which(name):
+            return found
+    pytest.skip("no Chromium here; on Debian or Ubuntu: apt-get install chromium")
 
 
 @contextmanager
-def chromium(profile):
+def chromium():
     "A tab of a fresh headless Chromium; the browser ends with the block."
-    exe = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if exe is None:
-        pytest.skip("no Chromium here (Debian: apt-get install chromium)")
-    pytest.importorskip("websocket", reason="the package websocket-client is missing")
-    flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking", "--disable-component-update", "--disable-sync",
-             "--no-first-run", "--hide-scrollbars", "--remote-debugging-port=0", f"--user-data-dir={profile}"]
-    process = subprocess.Popen([exe, *flags, "about:blank"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        ready = profile / "DevToolsActivePort"
-        for _ in range(600):
-            if ready.is_file() and ready.read_text().strip():
-                break
-            time.sleep(.1)
-        port = ready.read_text().split()[0]
-        tabs = json.load(urllib.request.urlopen(f"http://127.0.0.1:{port}/json", timeout=30))
-        yield Tab(next(t["webSocketDebuggerUrl"] for t in tabs if t["type"] == "page"))
-    finally:
-        process.terminate()
-        process.wait(30)
+    exe = find_chromium()
+    api = pytest.importorskip("playwright.sync_api", reason="the package playwright is missing")
+    with api.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=exe, args=FLAGS)
+        try:
+            yield Tab(browser.new_context().new_page())
+        finally:
+            browser.close()

@@ -41,10 +41,10 @@ def test_demo_leaves_what_it_promises(out):
         assert {"recipe.yaml", "model.safetensors", "history.csv", "oof.parquet", "manifest.json"} <= files
 
 
-def test_the_demos_report_in_a_browser(out, tmp_path):
+def test_the_demos_report_in_a_browser(out):
     address = (out / "report.html").as_uri()
     names = "[...document.querySelectorAll('#leaderboard tbody tr')].map(r => r.cells[0].textContent)"
-    with chromium(tmp_path) as tab:
+    with chromium() as tab:
         for width in (390, 1400):
             tab.show(address, width)
             assert tab.run("document.scrollingElement.scrollWidth") <= width

@@ -1,4 +1,6 @@
-"""Build the site: every notebook as a page, an API page per module, and a check of all links. `make docs` writes it to site/.
+"""Build the site: every notebook as a page, an API page per module, and a check of all links.
+
+`make docs` writes it to site/.
 
     python tools/build_docs.py            lay out build/docs, run mkdocs, check the links of site/
     python tools/build_docs.py --check    only check the links of an existing site/
@@ -14,10 +16,9 @@ from urllib.parse import unquote, urlsplit
 
 import nbformat
 import yaml
-from build_readme import visible
 from latex2mathml.converter import convert
+from shared import ROOT, module_of, notebooks, visible
 
-ROOT = Path(__file__).resolve().parent.parent
 NBS, SOURCE, SITE = ROOT / "nbs", ROOT / "build/docs", ROOT / "site"
 REPOSITORY = "https://github.com/hms-hbac/hms_hbac/blob/main"
 
@@ -27,18 +28,8 @@ STYLE = """
 """
 
 
-def notebooks():
-    return sorted(p for p in NBS.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts and not p.name.startswith("_"))
-
-
-def module_of(nb):
-    "The module that a notebook exports, or None."
-    found = [re.search(r"^#\|\s*default_exp\s+(\S+)", c.source, re.M) for c in nb.cells if c.cell_type == "code"]
-    return next((m.group(1) for m in found if m), None)
-
-
 def site_links(text, path):
-    "Links of a markdown cell as the site has them: notebooks become pages, files outside nbs/ are shown by the repository."
+    "Links as the site has them: notebooks become pages, files outside nbs/ are shown by the repository."
     text = re.sub(r"(\]\([\w./-]*)\.ipynb(#[^)]*)?\)", r"\1.html\2)", text)
     up = "../" * len(path.relative_to(NBS).parts)
     return text.replace(f"]({up}", f"]({REPOSITORY}/")
@@ -66,7 +57,7 @@ def title_of(nb):
 
 
 def lay_out():
-    "Write build/docs: notebooks without directives and hidden cells, pictures, API pages; the navigation in reading order."
+    "Write build/docs: notebooks as a reader sees them, pictures, API pages; the navigation by folder."
     shutil.rmtree(SOURCE, ignore_errors=True)
     SOURCE.mkdir(parents=True)
     if (NBS / "images").is_dir():
@@ -75,17 +66,20 @@ def lay_out():
     top, folders, api = [], {}, []
     for path in notebooks():
         nb = nbformat.read(path, as_version=4)
-        name, module, title = path.relative_to(NBS).as_posix(), module_of(nb), title_of(nb)
+        name, module, title = path.relative_to(NBS).as_posix(), module_of(path), title_of(nb)
         nb = visible(nb)
         nb.cells = [c for c in nb.cells if c.cell_type == "markdown" or c.source.strip() or c.get("outputs")]
         for c in nb.cells:
             if c.cell_type == "markdown":
                 c.source = math(site_links(c.source, path))
         if module:
-            nb.cells.append(nbformat.v4.new_markdown_cell(f"[API of `hms_hbac.{module}`]({"../" * (len(path.relative_to(NBS).parts) - 1)}api/{module}.html)"))
+            up = "../" * (len(path.relative_to(NBS).parts) - 1)
+            link = f"[API of `hms_hbac.{module}`]({up}api/{module}.html)"
+            nb.cells.append(nbformat.v4.new_markdown_cell(link))
             page = SOURCE / "api" / f"{module}.md"
             page.parent.mkdir(exist_ok=True)
-            page.write_text(f"# {module}\n\nExplained and tested in [{title}](../{name}).\n\n::: hms_hbac.{module}\n", encoding="utf-8")
+            about = f"# {module}\n\nExplained and tested in [{title}](../{name}).\n\n::: hms_hbac.{module}\n"
+            page.write_text(about, encoding="utf-8")
             api.append({module: f"api/{module}.md"})
         (SOURCE / name).parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(nb, SOURCE / name)
@@ -104,7 +98,8 @@ def build():
     config["plugins"][2]["mkdocstrings"]["handlers"]["python"]["paths"] = [str(ROOT)]
     made = ROOT / "build/mkdocs.yml"
     made.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
-    subprocess.run([str(Path(sys.executable).parent / "mkdocs"), "build", "--strict", "--quiet", "-f", str(made)], check=True, cwd=ROOT / "build",
+    mkdocs = str(Path(sys.executable).parent / "mkdocs")
+    subprocess.run([mkdocs, "build", "--strict", "--quiet", "-f", str(made)], check=True, cwd=ROOT / "build",
                    env={**os.environ, "NO_MKDOCS_2_WARNING": "1"})
     for page in SITE.rglob("*.html"):
         page.write_text(number_headings(page.read_text(encoding="utf-8")), encoding="utf-8")
@@ -152,7 +147,9 @@ def broken_links(site=SITE):
             anchor = unquote(parts.fragment)
             if not target.is_file():
                 faults.append(f"{page.relative_to(site)}: {link} leads to no file")
-            elif anchor and target in pages and anchor not in pages[target].anchors and not anchor.startswith("__"):
+                continue
+            known = pages[target].anchors if target in pages else {anchor}
+            if anchor and anchor not in known and not anchor.startswith("__"):
                 faults.append(f"{page.relative_to(site)}: {link} leads to no anchor")
     return faults
 
@@ -163,4 +160,5 @@ if __name__ == "__main__":
     faults = broken_links()
     if not SITE.is_dir() or faults:
         sys.exit("\n".join(faults) or "no site/ here; run tools/build_docs.py")
-    print(f"{len(list(SITE.rglob('*.html')))} pages in {SITE.relative_to(ROOT)}/, every link inside it resolves")
+    pages = len(list(SITE.rglob("*.html")))
+    print(f"{pages} pages in {SITE.relative_to(ROOT)}/, every link inside it resolves")

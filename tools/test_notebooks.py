@@ -1,7 +1,8 @@
-"""Run every notebook in a process of its own (nbdev_test --path), two at a time, and print a table. The ladders of nbs/experiments/ get
-12 patients, one epoch and their first three rungs here, which shows that they run.
+"""Run every notebook in a process of its own (nbdev_test --path), two at a time, and print a table.
 
-    python tools/test_notebooks.py [PART-OF-NAME ...] [--flags "slow cuda"] [--jobs 2] [--timeout 300]
+The ladders of nbs/experiments/ get 12 patients, one epoch and three rungs: it shows that they run.
+
+    python tools/test_notebooks.py [PART-OF-PATH ...] [--flags "slow cuda"] [--jobs 2] [--timeout 300]
 """
 import argparse
 import os
@@ -11,15 +12,19 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from shared import ROOT, notebooks
+
+SMALL = {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg", "PYTHONWARNINGS": "ignore", "HMS_LADDER": "12,1,3"}
 
 
 def run(path, flags, timeout):
     "Seconds, and the output where the notebook failed (None where it passed)."
-    start, command = time.time(), [str(Path(sys.executable).parent / "nbdev_test"), "--path", str(path)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg", "PYTHONWARNINGS": "ignore", "HMS_LADDER": "12,1,3"}
+    command = [str(Path(sys.executable).parent / "nbdev_test"), "--path", str(path)]
+    if flags:
+        command += ["--flags", flags]
+    start, env = time.time(), {**os.environ, **SMALL}
     try:
-        done = subprocess.run([*command, *(["--flags", flags] if flags else [])], cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout)
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout)
         fault = None if done.returncode == 0 else done.stdout + done.stderr
     except subprocess.TimeoutExpired:
         fault = f"stopped after {timeout} s"
@@ -27,22 +32,25 @@ def run(path, flags, timeout):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    shape = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=shape)
     parser.add_argument("names", nargs="*")
     parser.add_argument("--flags", default="")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--timeout", type=int, default=300)
     args = parser.parse_args()
-    paths = [p for p in sorted((ROOT / "nbs").rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts and not p.name.startswith("_")]
-    paths = [p for p in paths if not args.names or any(n in p.name for n in args.names)]
-    failed = []
+    names = args.names or [""]
+    paths = [p for p in notebooks() if any(n in str(p.relative_to(ROOT)) for n in names)]
+    failed, start = 0, time.time()
     with ThreadPoolExecutor(args.jobs) as pool:
-        for path, (seconds, fault) in zip(paths, pool.map(lambda p: run(p, args.flags, args.timeout), paths)):
-            print(f"{'FAILED' if fault else 'ok':<7}{seconds:6.1f} s  {path.relative_to(ROOT)}", flush=True)
+        results = pool.map(lambda p: run(p, args.flags, args.timeout), paths)
+        for path, (seconds, fault) in zip(paths, results, strict=True):
+            verdict = "FAILED" if fault else "ok"
+            print(f"{verdict:<7}{seconds:6.1f} s  {path.relative_to(ROOT)}", flush=True)
             if fault:
-                failed.append(path)
+                failed += 1
                 print(fault[-5000:], flush=True)
-    print(f"{len(paths) - len(failed)} of {len(paths)} notebooks passed")
+    print(f"{len(paths) - failed} of {len(paths)} notebooks passed in {time.time() - start:.0f} s")
     return 1 if failed else 0
 
 

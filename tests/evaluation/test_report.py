@@ -149,14 +149,14 @@ def test_other_data_is_refused_and_an_unreadable_recording_is_named(runs, comp_d
 # In a browser.
 
 @pytest.fixture(scope="module")
-def tab(tmp_path_factory):
-    with chromium(tmp_path_factory.mktemp("chromium")) as tab:
+def tab():
+    with chromium() as tab:
         yield tab
 
 
 @pytest.mark.parametrize("width", [390, 1400])
 def test_fits_without_complaint_or_request(tab, file, width):
-    tab.seen.clear()
+    tab.forget()
     tab.show(file.as_uri(), width)
     assert tab.run("innerWidth") == width
     assert tab.run("document.scrollingElement.scrollWidth") <= width
@@ -197,12 +197,6 @@ def test_dark_and_light(tab, file):
 
 
 def test_everything_is_read_without_javascript(tab, file):
-    tab("Emulation.setScriptExecutionDisabled", value=True)
-    try:
-        tab("Page.navigate", url=file.as_uri())
-        time.sleep(1)
-        text = BeautifulSoup(tab("DOM.getOuterHTML", nodeId=tab("DOM.getDocument", depth=-1)["root"]["nodeId"])["outerHTML"], "html.parser")
-        assert [th.get_text() for th in text.select("#leaderboard thead th")][0] == "recipe"
-        assert not text.select("thead button") and len(text.select("#leaderboard tbody tr")) == 4
-    finally:
-        tab("Emulation.setScriptExecutionDisabled", value=False)
+    text = BeautifulSoup(tab.html_without_scripts(file.as_uri()), "html.parser")
+    assert [th.get_text() for th in text.select("#leaderboard thead th")][0] == "recipe"
+    assert not text.select("thead button") and len(text.select("#leaderboard tbody tr")) == 4

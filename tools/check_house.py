@@ -1,0 +1,187 @@
+"""Does the house keep its rules? Imports point upwards, names in prose exist, notebooks run what they export.
+
+    python tools/check_house.py [imports] [text] [exports] [size]     one fault a line; exit 1 if there is one
+"""
+import ast
+import builtins
+import importlib.util
+import re
+import sys
+
+from shared import ROOT, cells, is_export, modules, notebooks
+
+MOST_EXPORTS, MOST_LINES, MOST_ENTRIES = 2, 300, 18
+ENDINGS = "py|ipynb|yaml|yml|toml|ini|md|txt|csv|parquet|json|safetensors|html|whl|mat|edf"
+FILE = re.compile(rf"^[\w./*<>{{}}-]*\.({ENDINGS})$")
+NAME = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")
+
+
+# imports
+
+def imported(node, here):
+    "Dotted names that an import statement of module `here` may load, as seen from the package's root."
+    if isinstance(node, ast.Import):
+        return [a.name for a in node.names]
+    base = node.module or ""
+    if node.level:
+        parents = ["hms_hbac", *here.split(".")][:-node.level]
+        base = ".".join([*parents, *([base] if base else [])])
+    return [base, *(f"{base}.{a.name}" for a in node.names)]
+
+
+def import_faults(root=ROOT):
+    "Exported code needs no nbdev and no fastcore, and imports only modules that stand above its own."
+    order = list(modules(root))
+    faults = []
+    for here in order:
+        path = root / "hms_hbac" / (here.replace(".", "/") + ".py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, (ast.Import, ast.ImportFrom)):
+                continue
+            place = f"{path.relative_to(root)}, line {node.lineno}"
+            for n in imported(node, here):
+                if n.split(".")[0] in ("nbdev", "fastcore"):
+                    faults.append(f"{place}: imports {n}; exported code must run without it")
+                n = n.removeprefix("hms_hbac.")
+                if n in order and order.index(n) > order.index(here):
+                    faults.append(f"{place}: {here} imports {n}, which stands below it")
+    return faults
+
+
+# names and links in prose
+
+def words(text):
+    return set(re.findall(r"[A-Za-z_]\w*", text))
+
+
+def code_words(root=ROOT):
+    "Every word of the code: modules without docstrings, recipes, tools, tests, bench, kernels, settings."
+    found = set(dir(builtins)) | set(sys.stdlib_module_names)
+    for folder in ("hms_hbac", "tools", "tests", "bench"):
+        for path in (root / folder).rglob("*.py"):
+            found |= words(without_docstrings(path.read_text(encoding="utf-8"))) | {path.stem}
+    tables = [p for ending in ("*.ini", "*.toml", "requirements*", "Makefile") for p in root.glob(ending)]
+    tables += [*(root / "hms_hbac").rglob("*.yaml"), *(root / "kaggle_kernels").rglob("*.json")]
+    for path in tables:
+        found |= words(path.read_text(encoding="utf-8")) | {path.stem}
+    for path in [*notebooks(root), *(root / "kaggle_kernels").rglob("*.ipynb")]:
+        found |= {path.stem} | words(path.parent.name)
+    return found | {p.name for p in (root / "hms_hbac").iterdir()}
+
+
+def without_docstrings(source):
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        first = body[0] if isinstance(body, list) and body else None
+        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+            first.value = ast.Constant(None)
+    return ast.unparse(tree)
+
+
+def quoted(text):
+    "Inline code of a markdown text or docstring, without fenced blocks."
+    text = re.sub(r"```.*?```", "", text, flags=re.S)
+    return re.findall(r"`([^`\n]+)`", text)
+
+
+def unknown(token, known, root=ROOT):
+    "What of a quoted name cannot be found, or None."
+    token = token.strip()
+    if FILE.match(token):
+        if re.search(r"[*<>{}]", token):
+            return None
+        name = token.split("/")[-1]
+        there = (root / token).exists() or any(root.glob(f"*/{name}")) or any(root.glob(f"*/*/{name}"))
+        return None if there or words(name.rsplit(".", 1)[0]) <= known else token
+    if m := re.match(r"^([A-Za-z_][\w.]*)\(", token):
+        token = m.group(1)
+    if not NAME.match(token):
+        return None
+    missing = [part for part in token.split(".") if part not in known]
+    if missing and importlib.util.find_spec(token.split(".")[0]) is not None:
+        return None
+    return token if missing else None
+
+
+def prose(root=ROOT):
+    "(place, text, words that only this place knows) of every markdown cell and docstring."
+    for path in notebooks(root):
+        own = set()
+        for _, _, source in cells(path):
+            own |= words(source)
+        for i, _, text in cells(path, "markdown"):
+            yield f"{path.relative_to(root)}, cell {i}", path, text, own
+    for name in modules(root):
+        path = root / "hms_hbac" / (name.replace(".", "/") + ".py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            told = isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.Module))
+            if told and (text := ast.get_docstring(node)):
+                yield f"{path.relative_to(root)}, {getattr(node, 'name', 'module')}", path, text, set()
+
+
+def anchors(path):
+    "The heading anchors of a notebook, as Jupyter makes them."
+    heads = [h for _, _, text in cells(path, "markdown") for h in re.findall(r"^#+ (.+)$", text, re.M)]
+    return {h.strip().replace(" ", "-").lower() for h in heads}
+
+
+def link_faults(place, path, text):
+    for target, anchor in re.findall(r"\]\((?!https?:|mailto:)([^)#\s]*)(?:#([^)\s]+))?\)", text):
+        file = (path.parent / target) if target else path
+        if not file.exists():
+            yield f"{place}: the link {target} leads nowhere"
+        elif anchor and file.suffix == ".ipynb" and anchor.lower() not in anchors(file):
+            yield f"{place}: {target or path.name} has no heading #{anchor}"
+
+
+def text_faults(root=ROOT):
+    "Names in backticks that nothing has, links that lead nowhere, words that the house does not use."
+    known, faults = code_words(root), []
+    for place, path, text, own in prose(root):
+        faults += [f"{place}: `{t}` is not found" for t in quoted(text) if unknown(t, known | own, root)]
+        faults += link_faults(place, path, text)
+        if re.search(r"\brooms?\b", re.sub(r"\broom (on|for)\b", "", text), re.I):
+            faults.append(f"{place}: says room; the words are module and notebook")
+    return faults
+
+
+# notebooks and sizes
+
+def export_faults(root=ROOT):
+    "Notebooks with more exports in a row than a reader can try."
+    faults = []
+    for path in notebooks(root):
+        row = 0
+        for i, _, source in cells(path):
+            row = row + 1 if is_export(source) else 0
+            if row == MOST_EXPORTS + 1:
+                place = f"{path.relative_to(root)}, cell {i}"
+                faults.append(f"{place}: {row} exports in a row; run something between")
+    return faults
+
+
+def size_faults(root=ROOT):
+    "Modules over 300 lines, a top level with too many entries."
+    faults = []
+    for path in (root / "hms_hbac").rglob("*.py"):
+        lines = len(path.read_text(encoding="utf-8").splitlines())
+        if lines > MOST_LINES and path.name != "_modidx.py":
+            faults.append(f"{path.relative_to(root)}: {lines} lines, at most {MOST_LINES}")
+    entries = [p.name for p in (root / "hms_hbac").iterdir() if p.name != "__pycache__"]
+    if len(entries) > MOST_ENTRIES:
+        faults.append(f"hms_hbac/: {len(entries)} entries at the top, at most {MOST_ENTRIES}")
+    return faults
+
+
+CHECKS = {"imports": import_faults, "text": text_faults, "exports": export_faults, "size": size_faults}
+
+
+def main(names=()):
+    faults = [f for name in names or CHECKS for f in CHECKS[name]()]
+    print("\n".join(faults) if faults else f"check_house: {', '.join(names or CHECKS)} hold")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
