@@ -50,7 +50,7 @@ DEMO = {demo}
 members = infer(GROUPS, "submission.csv", demo=DEMO)'''
 
 SUBMIT = '''\
-from hms_hbac.kaggle.kernels import run_members, verdict
+from hms_hbac.kaggle.members import run_members, verdict
 
 MEMBERS = {members}
 LIMITS = {limits}

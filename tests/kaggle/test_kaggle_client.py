@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from hms_hbac.core import COMPETITION, write_json
-from hms_hbac.kaggle.package import OWNER, check
+from hms_hbac.kaggle.metadata import OWNER, check
 from hms_hbac.kaggle.commands import kaggle_app
 from stub_kaggle import GUARD, Stub
 
