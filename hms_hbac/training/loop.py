@@ -24,6 +24,7 @@ from .batches import Prefetch, deal, epoch_order, part_weight, plan_updates, sha
 from ..core import CLASSES, VOTES, HmsError, RecipeError
 from ..models.losses import kl_rows, smooth_counts, smooth_shares
 from ..models.losses import loss as make_loss
+from ..models.votes import smooth_raters
 from .labels import mix_labels, other_predictions
 from .oof import vote_shares
 from .optimizers import make_ema, make_optimizer, make_scheduler, update_ema
@@ -206,6 +207,7 @@ def read_part(loop, epoch, part):
 def smoothed(settings, target, n_votes):
     "Targets with the recipe's label smoothing."
     how = getattr(settings, "smoothing", None)
+    if how is not None and how.on == "raters": return smooth_raters(target, n_votes)
     if how is None or not how.eps: return target
     return smooth_shares(target, how.eps) if how.on == "shares" else smooth_counts(target, n_votes, how.eps)
 
