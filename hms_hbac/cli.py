@@ -49,7 +49,8 @@ def simulate(out: Annotated[Path, typer.Argument(help="folder to write")], patie
 @app.command()
 def check(comp: Comp, files: Annotated[bool, typer.Option(help="read every parquet file, not only the tables")] = True):
     "Print a table of the faults in a competition folder."
-    from hms_hbac.data.competition import Competition, check
+    from hms_hbac.data.check import check
+    from hms_hbac.data.competition import Competition
     found = check(Competition(comp), files=files)
     print(found.to_string(index=False, max_colwidth=90) if len(found) else "no faults found")
     if (found.severity == "error").any(): raise typer.Exit(1)

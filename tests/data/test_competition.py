@@ -4,11 +4,12 @@ import gzip
 import numpy as np
 import pandas as pd
 import pytest
-
-from hms_hbac.data.competition import Competition, add_folds, check, events, fold_shares
-from hms_hbac.core import CLASSES, VOTES, DataError
-from hms_hbac.data.files import cut_eeg, cut_spectrogram
 from toy_files import eeg_table, spec_table
+
+from hms_hbac.core import CLASSES, VOTES, DataError
+from hms_hbac.data.check import check
+from hms_hbac.data.competition import Competition, add_folds, events
+from hms_hbac.data.files import cut_eeg, cut_spectrogram
 
 
 def train_table():
@@ -188,7 +189,8 @@ def test_folds_need_patients():
 
 
 def test_fingerprint(folder, tmp_path_factory):
-    import os, shutil
+    import os
+    import shutil
     first = Competition(folder).fingerprint
     copy = shutil.copytree(folder, tmp_path_factory.mktemp("copy") / "c")
     os.utime(copy / "train_eegs/10.parquet", (1, 1))
@@ -222,7 +224,8 @@ def test_real_table(real):
 def test_real_folds(real):
     e = add_folds(events(Competition(real / "competition").train))
     assert e.groupby("patient_id").fold.nunique().max() == 1 and set(e.fold) == set(range(5))
-    shares = fold_shares(e)
+    shares = pd.crosstab(e.fold, e.consensus, normalize="index")
+    shares.loc["all"] = e.consensus.value_counts(normalize=True)
     points = (shares - shares.loc["all"]).abs().to_numpy().max()
     relative = (shares / shares.loc["all"] - 1).abs().to_numpy().max()
     print(f"largest difference of a class share: {points * 100:.3f} points, {relative * 100:.2f} % of the share")

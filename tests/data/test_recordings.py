@@ -6,18 +6,16 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler
+from torch.utils.data import BatchSampler, DataLoader
 
+from hms_hbac.core import CHANNELS, VOTES, DataError, HmsError, read_json, spectrogram_columns, write_json
 from hms_hbac.data import recordings
 from hms_hbac.data.competition import Competition
-from hms_hbac.core import CHANNELS, VOTES, DataError, HmsError, read_json, spectrogram_columns, write_json
-from hms_hbac.data.files import cut
 from hms_hbac.data.recordings import FolderSource, Recordings, WindowDataset, covered, prepare, shard_path
 
 EVENTS = pd.DataFrame({"event_id": [0, 1, 2, 3], "eeg_id": [3, 7, 7, 40], "spectrogram_id": [2, 5, 5, 40],
@@ -178,6 +176,7 @@ def cluster():
 
 def test_dask_makes_the_same_bytes_though_a_worker_dies(folder, cache, tmp_path, cluster):
     import threading
+
     from distributed import Client
     address, workers = cluster
     with Client(address, timeout=30, set_as_default=False) as client:
