@@ -61,7 +61,8 @@ def random_run(folder, name, scale):
 
 def measure(runs, comp, out, batch, parts):
     "Wall seconds of reading, bare forward passes (each the mean of a pass before and one after) and predict; peak memory in MB; status."
-    from hms_hbac.inference.predict import load_crew, predict
+    from hms_hbac.inference.members import load_crew
+    from hms_hbac.inference.predict import predict
     crew = load_crew(runs)
     x = warm_up(crew, batch)
     before = measure_parts(crew, Path(comp), x, batch) if parts else (0, 0)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'Comp', 'Data', 'Workers', 'votes_app', 'Votes', 'main', 'simulate', 'check', 'prepare', 'recipes', 'numbers',
-           'train', 'report', 'runs', 'predict', 'ensemble', 'fit_weights', 'check_submission', 'print_scores', 'fit',
-           'score', 'demo']
+           'train', 'report', 'runs', 'predict', 'member_weight', 'ensemble', 'fit_weights', 'check_submission',
+           'print_scores', 'fit', 'score', 'demo']
 
 # %% ../nbs/13_cli.ipynb #9aa70b96
 import sys
@@ -119,27 +119,45 @@ def runs(folder: Annotated[Path, typer.Argument(help="folder of runs")]):
 def predict(runs: Annotated[List[Path], typer.Argument(help="run folders: a fold, a recipe, or all")], data: Data,
             out: Annotated[Path, typer.Option(help="the submission to write")] = Path("submission.csv"),
             tta: Annotated[Optional[str], typer.Option(help="test-time augmentation: flip_lr,flip_time,shift")] = None,
-            batch_size: Annotated[int, typer.Option(min=1)] = 32):
+            batch_size: Annotated[int, typer.Option(min=1)] = 32,
+            weights: Annotated[Optional[Path], typer.Option(help="a file of fit-weights")] = None):
     "Predict every row of test.csv; what cannot be predicted gets the prior, is reported, and turns the status to 3."
     from hms_hbac.inference.predict import predict
-    raise typer.Exit(predict(runs, data, out, tta=tta.split(",") if tta else None, batch_size=batch_size))
+    raise typer.Exit(predict(runs, data, out, tta=tta, batch_size=batch_size, weights=weights))
 
 
+# %% ../nbs/13_cli.ipynb #e5b1e4d1
+def member_weight(text: str) -> tuple:
+    "MEMBER.csv=WEIGHT as (file, weight); without a weight it is 1."
+    path, _, w = text.rpartition("=") if "=" in text else (text, "", "1")
+    try: return path, float(w)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r}: the weight is not a number", param_hint="MEMBER=WEIGHT") from None
+
+
+# %% ../nbs/13_cli.ipynb #e5b1e4d2
 @app.command()
-def ensemble(members: Annotated[Optional[List[str]], typer.Argument(help="MEMBER.csv=WEIGHT ...; the weight may be left out")] = None,
+def ensemble(members: Annotated[Optional[List[str]], typer.Argument(help="MEMBER.csv=WEIGHT ...; default 1")] = None,
              out: Annotated[Path, typer.Option(help="the submission to write")] = Path("submission.csv"),
-             data: Annotated[Optional[Path], typer.Option(help="competition folder, to have one row per test row")] = None,
-             preset: Annotated[Optional[str], typer.Option(help="a published blend, such as david, of <recipe>.csv files in --folder")] = None,
-             folder: Annotated[Path, typer.Option(help="where the preset's <recipe>.csv files lie")] = Path(".")):
-    "Blend members by weight, joined on eeg_id."
-    from hms_hbac.inference import ensemble as room
-    weights = room.preset(preset, folder) if preset else {}
-    if not members and not preset: raise typer.BadParameter("name members or a preset", param_hint="MEMBER=WEIGHT")
-    for m in members or []:
-        path, _, w = m.rpartition("=") if "=" in m else (m, "", "1")
-        try: weights[path] = float(w)
-        except ValueError: raise typer.BadParameter(f"{m!r}: the weight is not a number", param_hint="MEMBER=WEIGHT") from None
-    raise typer.Exit(room.ensemble(weights, out, comp=data))
+             data: Annotated[Optional[Path], typer.Option(help="competition folder: one row per test row")] = None,
+             preset: Annotated[Optional[str], typer.Option(help="a published blend, such as david")] = None,
+             weights: Annotated[Optional[Path], typer.Option(help="a file of fit-weights")] = None,
+             runs: Annotated[Optional[Path], typer.Option(help="trained recipes, to predict from")] = None,
+             folder: Annotated[Optional[Path], typer.Option(help="of the members' RECIPE.csv")] = None,
+             tta: Annotated[Optional[str], typer.Option(help="flip_lr,flip_time,shift")] = None,
+             batch_size: Annotated[int, typer.Option(min=1)] = 32):
+    """Blend members by weight, joined on eeg_id: files named with their weights, or a published blend (--preset), or a
+    file of fit-weights (--weights), whose members are read from --folder or predicted from --runs."""
+    from hms_hbac.inference import presets
+    from hms_hbac.inference.ensemble import ensemble
+    if sum(map(bool, (members, preset, weights))) != 1:
+        raise typer.BadParameter("name members, or --preset, or --weights", param_hint="MEMBER=WEIGHT")
+    if members: raise typer.Exit(ensemble(dict(map(member_weight, members)), out, comp=data))
+    if data is None: raise typer.BadParameter("a competition folder is needed", param_hint="--data")
+    if runs is None and folder is None: folder = Path(".")
+    doc = presets.preset(preset) if preset else weights
+    raise typer.Exit(presets.blend_runs(doc, runs, data, out, folder, tta=tta, batch_size=batch_size))
+
 
 # %% ../nbs/13_cli.ipynb #5455186b
 @app.command()

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['METHODS', 'Members', 'check_table', 'read_oof', 'read_fold', 'one_table', 'read_members', 'match_rows', 'minimize',
            'fit_mean', 'fit_simplex', 'fit_log', 'fit_calibrated', 'patient_folds', 'crossfit', 'gain_interval',
-           'compare', 'nested_choice', 'fit_weights', 'plain', 'write_weights', 'read_weights', 'apply_weights']
+           'compare', 'nested_choice', 'fit_weights', 'plain', 'write_weights']
 
 # %% ../../nbs/10_evaluation/02_blending.ipynb #b3c5b886
 import hashlib
@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from ..core import CLASSES, VOTES, DataError, RecipeError, atomic_write
-from ..inference.ensemble import FLOOR, ensemble, pool, softmax
+from ..core import CLASSES, VOTES, DataError, atomic_write
+from ..inference.pooling import FLOOR, pool, softmax
 from ..models.losses import kl_rows
 
 # %% ../../nbs/10_evaluation/02_blending.ipynb #97aa2dd9
@@ -265,23 +265,3 @@ def write_weights(fit, out):
     "Write a fit as YAML, atomically; the table goes in as one line per method."
     doc = fit | dict(table={m: {k: round(v, 6) for k, v in r.items()} for m, r in fit["table"].to_dict("index").items()})
     with atomic_write(out) as tmp: tmp.write_text(yaml.safe_dump(doc, sort_keys=False, allow_unicode=True), encoding="utf-8")
-
-# %% ../../nbs/10_evaluation/02_blending.ipynb #5c81d732
-def read_weights(path):
-    "weights.yaml as a dict with `weights` and `how`; `RecipeError` if it is none."
-    try: doc = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError: raise RecipeError("no such file", where=path, cure="write it with fit-weights") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as e: raise RecipeError(f"not readable as YAML ({str(e).splitlines()[0]})", where=path) from None
-    if not isinstance(doc, dict) or not isinstance(doc.get("weights"), dict) or not isinstance(doc.get("how", {}), dict):
-        raise RecipeError("no weights in it", where=path, cure="write it with fit-weights")
-    strange = set(doc.get("how", {})) - {"kind", "scale", "bias"}
-    if strange: raise RecipeError(f"unknown key {', '.join(sorted(strange))} under how", where=path, cure="use kind, scale, bias")
-    return {"how": {}} | doc
-
-
-def apply_weights(weights, files, out, comp=None, prior=None):
-    "Blend submission files {member name: path} by weights.yaml; a member without a file counts as lost. Returns `ensemble`'s status."
-    doc = read_weights(weights)
-    strange = set(files) - set(doc["weights"])
-    if strange: raise RecipeError(f"no member {', '.join(sorted(strange))}", where=weights, cure=f"its members are {', '.join(doc['weights'])}")
-    return ensemble({files.get(m, f"{m}.csv (not named)"): w for m, w in doc["weights"].items() if w > 0}, out, comp, prior, doc["how"])

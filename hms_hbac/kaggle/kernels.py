@@ -24,7 +24,10 @@ from ..core import COMPETITION, HmsError, read_json
 from ..data.competition import Competition
 from ..data.recordings import prepare
 from ..inference.ensemble import check_submission
-from ..inference.predict import find_runs, predict, prior_of, test_ids, write_submission
+from ..inference.members import find_runs
+from ..inference.outputs import prior_of, write_submission
+from ..inference.predict import predict
+from ..inference.rows import test_ids
 from .paths import find_input, kaggle_root
 from ..models.recipe import load_recipe
 from ..training.run import seconds, train_folds

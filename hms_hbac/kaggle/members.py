@@ -21,7 +21,8 @@ import pandas as pd
 
 from ..core import HmsError, read_json
 from ..inference.ensemble import check_submission, ensemble
-from ..inference.predict import test_ids
+from ..inference.outputs import report_path
+from ..inference.rows import test_ids
 from .kernels import competition_folder, write_prior
 from .package import sha256
 from ..training.run import seconds
@@ -125,7 +126,7 @@ def replaced(
     used: str = None,       # count only rows that got this, such as `prior`
 ) -> int:
     "Number of rows that the report beside `file` names."
-    try: report = pd.read_csv(file.with_name("prediction_report.csv"), dtype=str)
+    try: report = pd.read_csv(report_path(file), dtype=str)
     except (OSError, ValueError): return 0
     return report[(report.row != "all") & ((report.used == used) if used else True)].row.nunique()
 

@@ -22,7 +22,7 @@ import pandas as pd
 import yaml
 
 from ..core import HmsError, KaggleError, RecipeError, atomic_write, read_json, write_json
-from ..inference.predict import find_runs, run_prior
+from ..inference.members import find_runs, run_prior
 from .folders import MARK, files_of, renewed
 from ..models.recipe import load_recipe
 

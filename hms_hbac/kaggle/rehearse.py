@@ -25,7 +25,8 @@ from ..core import COMPETITION, VOTES, KaggleError, read_json, write_json
 from ..inference.ensemble import check_submission, ensemble
 from .package import build_wheel, find_repository, pack_weights
 from .kernels import chosen
-from ..inference.predict import find_runs, predict
+from ..inference.members import find_runs
+from ..inference.predict import predict
 from ..training.run import seconds
 
 # %% ../../nbs/11_kaggle/10_rehearse.ipynb #7bf3e4d7

@@ -4,8 +4,10 @@ import pandas as pd
 import pytest
 
 from hms_hbac.core import VOTES, DataError, SubmissionError
-from hms_hbac.inference.ensemble import PRESETS, check_submission, ensemble, pool, preset
-from hms_hbac.inference.predict import write_submission
+from hms_hbac.inference.ensemble import check_submission, ensemble
+from hms_hbac.inference.outputs import write_submission
+from hms_hbac.inference.pooling import pool
+from hms_hbac.inference.presets import PRESETS, preset
 
 IDS = [str(1000 + 7 * i) for i in range(50)]
 
@@ -130,7 +132,7 @@ def test_pool_order_does_not_matter():
 def made_up(noise=(.6, .6, 1.0), patients=120, rows=5, votes=14, seed=0):
     "Members whose errors we know: true log-probabilities plus noise."
     from hms_hbac.evaluation.blending import Members
-    from hms_hbac.inference.ensemble import softmax
+    from hms_hbac.inference.pooling import softmax
     rng = np.random.default_rng(seed)
     truth = softmax(np.log(rng.dirichlet(np.full(6, .5), patients * rows).clip(1e-3)))
     prob = softmax(np.stack([np.log(truth) + rng.normal(0, s, truth.shape) for s in noise]))
@@ -153,7 +155,9 @@ def write_runs(folder, m, folds=5):
 
 def test_runs_to_weights_to_submission(comp, tmp_path):
     "The whole way: run folders, fit, weights.yaml, blended submission."
-    from hms_hbac.evaluation.blending import apply_weights, fit_weights, read_weights
+    from hms_hbac.evaluation.blending import fit_weights
+    from hms_hbac.inference.ensemble import apply_weights
+    from hms_hbac.inference.pooling import read_weights
     m = made_up(noise=(.3, .3, 3.0))
     fit = fit_weights(write_runs(tmp_path / "runs", m), tmp_path / "weights.yaml")
     assert fit["method"] in ("weights", "log") and fit["weights"]["m2"] < .05 and fit["nested"]["low"] > 0
@@ -213,7 +217,7 @@ def test_real_table(real):
     "Public out-of-fold predictions: .2140 for the plain mean, and no worse a score for the tool's own choice; fast enough for 18 members."
     import time
     from hms_hbac.evaluation.blending import Members, fit_weights, read_members
-    from hms_hbac.inference.ensemble import softmax
+    from hms_hbac.inference.pooling import softmax
     begin = time.process_time()
     fit = fit_weights(real / "oof" / "oof_predictions.parquet")
     four = time.process_time() - begin

@@ -14,7 +14,8 @@ from hms_hbac.training.checkpoints import save_weights
 from hms_hbac.core import CHANNELS, EEG_SAMPLES, VOTES, DataError, RecipeError, spectrogram_columns
 from hms_hbac.draws import seed_everything
 from hms_hbac.inference.ensemble import check_submission
-from hms_hbac.inference.predict import Crew, load_crew, predict
+from hms_hbac.inference.members import Crew, load_crew
+from hms_hbac.inference.predict import predict
 from hms_hbac.models.recipe import build, save_recipe, validate
 
 PRIOR = [.1, .1, .1, .1, .1, .5]

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from hms_hbac.core import CHANNELS, SPEC_BINS, VOTES, spectrogram_columns
 from hms_hbac.inference.ensemble import check_submission
-from hms_hbac.inference.predict import Crew, Member, predict
+from hms_hbac.inference.members import Crew, Member
+from hms_hbac.inference.predict import predict
 from hms_hbac.views.algebra import Panels
 from hms_hbac.views.systems import RawImage
 
