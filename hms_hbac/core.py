@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['CLASSES', 'CONSENSUS', 'VOTES', 'COMPETITION', 'CHANNELS', 'ELECTRODES', 'PANELS', 'CHAINS', 'POSITIONS',
            'LEFT_RIGHT', 'FRONT_BACK', 'EEG_RATE', 'EEG_SECONDS', 'EEG_SAMPLES', 'LABEL_SECONDS', 'SPEC_STEP',
-           'SPEC_STEPS', 'SPEC_BINS', 'SPEC_FREQUENCIES', 'swap', 'spectrogram_columns', 'HmsError', 'DataError',
-           'RecipeError', 'CheckpointError', 'SubmissionError', 'KaggleError', 'atomic_write', 'write_json',
-           'read_json', 'parse']
+           'SPEC_STEPS', 'SPEC_BINS', 'SPEC_FREQUENCIES', 'LONGEST', 'DEEPEST', 'PLAIN', 'swap', 'spectrogram_columns',
+           'HmsError', 'DataError', 'RecipeError', 'CheckpointError', 'SubmissionError', 'KaggleError', 'atomic_write',
+           'write_json', 'read_json', 'literal', 'combine', 'built', 'parse']
 
 # %% ../nbs/00_core.ipynb #5f00b978
 import ast
@@ -130,24 +130,50 @@ def read_json(path: Path | str):
     except ValueError as e:
         raise DataError(f"not valid JSON ({e})", where=path) from None
 
+# %% ../nbs/00_core.ipynb #45156c23
+LONGEST, DEEPEST = 5_000, 40         # of an expression: characters, and parts within parts
+PLAIN = (int, float)
+
+
+def literal(value):
+    "A constant of an expression: text, number, True, False or None; `ValueError` for others and for numbers beyond 64 bits."
+    if value is None or isinstance(value, (str, bool)): return value
+    if not isinstance(value, PLAIN) or not abs(value) < 2**63: raise ValueError("not a plain number or text")
+    return value
+
+
+def combine(sign, a, b):
+    "`a + b` or `a * b` of numbers, or of what is no text and no list (losses, say)."
+    if isinstance(a, (str, list)) or isinstance(b, (str, list)): raise ValueError("texts and lists are not added or multiplied")
+    result = a + b if isinstance(sign, ast.Add) else a * b
+    return literal(result) if isinstance(result, PLAIN) else result
+
 # %% ../nbs/00_core.ipynb #ee382540
-def parse(text, names, where="expression"):
+def built(n, names, depth=0):
+    "The object that the node `n` of an expression describes; `ValueError` or what a call of `names` raises."
+    def inner(m): return built(m, names, depth + 1)
+
+    if depth > DEEPEST: raise ValueError(f"more than {DEEPEST} parts within one another")
+    if isinstance(n, ast.Constant): return literal(n.value)
+    if isinstance(n, (ast.List, ast.Tuple)): return [inner(e) for e in n.elts]
+    if isinstance(n, ast.UnaryOp) and isinstance(n.op, ast.USub):
+        value = inner(n.operand)
+        if not isinstance(value, PLAIN): raise ValueError("only a number has a sign")
+        return -value
+    if isinstance(n, ast.BinOp) and isinstance(n.op, (ast.Add, ast.Mult)): return combine(n.op, inner(n.left), inner(n.right))
+    if not isinstance(n, ast.Call) or not isinstance(n.func, ast.Name): raise ValueError("cannot read this")
+    if n.func.id not in names: raise ValueError(f"unknown name {n.func.id!r}")
+    if any(k.arg is None for k in n.keywords): raise ValueError("cannot read **")
+    return names[n.func.id](*map(inner, n.args), **{k.arg: inner(k.value) for k in n.keywords})
+
+
+def parse(text: str, names: dict, where="expression"):
     "Build the object that `text` describes, from calls of `names` (dict name -> callable) and literals alone; else `RecipeError`."
-    def fail(what): raise RecipeError(f"{what} in {text!r}", where=where, cure=f"use {', '.join(sorted(names))}")
-
-    def build(n):
-        if isinstance(n, ast.Constant): return n.value
-        if isinstance(n, (ast.List, ast.Tuple)): return [build(e) for e in n.elts]
-        if isinstance(n, ast.UnaryOp) and isinstance(n.op, ast.USub): return -build(n.operand)
-        if isinstance(n, ast.BinOp) and isinstance(n.op, ast.Add): return build(n.left) + build(n.right)
-        if isinstance(n, ast.BinOp) and isinstance(n.op, ast.Mult): return build(n.left) * build(n.right)
-        if not isinstance(n, ast.Call) or not isinstance(n.func, ast.Name): fail(f"cannot read {ast.unparse(n)!r}")
-        if n.func.id not in names: fail(f"unknown name {n.func.id!r}")
-        if any(k.arg is None for k in n.keywords): fail("cannot read **")
-        args, kwargs = [build(a) for a in n.args], {k.arg: build(k.value) for k in n.keywords}
-        try: return names[n.func.id](*args, **kwargs)
-        except TypeError as e: fail(f"{e}")
-
-    try: tree = ast.parse(text.strip(), mode="eval")
-    except SyntaxError as e: fail(f"cannot read ({e.msg})")
-    return build(tree.body)
+    shown = repr(text if len(str(text)) <= 200 else f"{str(text)[:200]}...")
+    try:
+        if not isinstance(text, str) or len(text) > LONGEST: raise ValueError(f"no text of up to {LONGEST} characters")
+        return built(ast.parse(text.strip(), mode="eval").body, names)
+    except HmsError: raise
+    except (Exception, RecursionError, MemoryError) as e:
+        what = "cannot read, nested too deeply" if isinstance(e, (RecursionError, MemoryError)) else f"cannot read: {e}"
+        raise RecipeError(f"{what} in {shown}", where=where, cure=f"use {', '.join(sorted(names))}") from None

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SIGNAL_AUGMENTS', 'Augment', 'bind', 'expression', 'pick', 'SignalAugment', 'FlipLeftRight', 'FlipFrontBack',
-           'DropChannels', 'ReverseTime', 'Polarity', 'TimeShift', 'RescaleTime', 'band_gain', 'RandomBand']
+           'DropChannels', 'ReverseTime', 'Polarity', 'TimeShift', 'RescaleTime', 'band_gain', 'band_filter',
+           'RandomBand']
 
 # %% ../../nbs/06_augment/01_signal.ipynb #e0214598
 import inspect
@@ -26,7 +27,9 @@ class Augment(nn.Module):
     "A random change of a batch, in training only. A subclass gives `change(batch, draws)`, a dict of the changed entries."
     stage = "image"                   # "signal": before the view
     pictures_only = False             # True: means nothing for a sequence (B, C, T)
+    moves = True                      # False: every pixel stays in its place, so a bundle of views is safe
     bound = None                      # the view's time axes
+    areas = ()                        # the view's panels: ((first row, end row), (first column, end column))
 
     def __init__(self, p, **options):
         super().__init__()
@@ -44,10 +47,13 @@ class Augment(nn.Module):
 
 # %% ../../nbs/06_augment/01_signal.ipynb #92e7da88
 def bind(augment, view):
-    "Tell `augment` the picture's time axes (`view.blocks`) and check that it fits `view.shape`; returns it."
-    if augment.pictures_only and len(view.shape) != 3:
-        raise RecipeError(f"{augment!r} needs a picture, the view makes a sequence {tuple(view.shape)}", where="augment", cure="remove it")
+    "Tell `augment` the picture's time axes (`view.blocks`) and panels (its tiles) and check that it fits `view.shape`; returns it."
+    def refuse(what): raise RecipeError(f"{augment!r} {what}", where="augment", cure="remove it")
+
+    if augment.pictures_only and len(view.shape) != 3: refuse(f"needs a picture, the view makes a sequence {tuple(view.shape)}")
+    if augment.stage == "image" and augment.moves and hasattr(view, "split"): refuse("would tear the lines of a bundle of views")
     augment.bound = [tuple(b) for b in view.blocks]
+    augment.areas = [(tuple(map(round, t.rows)), tuple(map(round, t.columns))) for t in getattr(view, "tiles", lambda w: ())(None)]
     return augment
 
 
@@ -183,31 +189,38 @@ class RescaleTime(SignalAugment):
 
 # %% ../../nbs/06_augment/01_signal.ipynb #9de7d93a
 def band_gain(freqs, low, high, edge=.25):
-    "1 inside [low, high] Hz, 0 outside, one half at the edges. `freqs` (F,), `low`, `high` (B,) -> (B, F)."
-    low, high = low[:, None], high[:, None]
+    "1 inside [low, high] Hz, 0 outside, one half at the edges. `freqs` (F,), `low`, `high` of any shape -> (*shape, F)."
+    low, high = low[..., None], high[..., None]
     return (torch.minimum(freqs - low, high - freqs) / edge + .5).clamp(0, 1)
 
 
+def band_filter(x, gain):
+    "(B, C, T) times `gain` (B, C or 1, F) in the frequency domain; NaN stays where it was and counts as the row's mean."
+    with torch.autocast(x.device.type, enabled=False):
+        missing = x.isnan()
+        filled = torch.where(missing, x.nanmean(-1, keepdim=True).nan_to_num(), x).float()
+        y = torch.fft.irfft(torch.fft.rfft(filled) * gain, n=x.shape[-1]).to(x.dtype)
+        return y.masked_fill(missing, float("nan"))
+
+# %% ../../nbs/06_augment/01_signal.ipynb #56e7ceb4
 class RandomBand(SignalAugment):
-    "Remove a random band `width` Hz wide between `low` and `high`, or (`keep`) keep only a random band at least so wide."
-    def __init__(self, p=.1, low=10., high=20., width=1., keep=False, stage="signal", rate=EEG_RATE):
-        super().__init__(p, low=low, high=high, width=width, keep=keep, stage=stage, rate=rate)
+    """Keep one random band, `width` Hz wide (or from (least, most)), between `low` and `high` Hz and nothing else, of every channel
+    by itself (`each`) or of all alike; with `keep=False` remove it instead."""
+    def __init__(self, p=.1, low=10., high=20., width=1., keep=True, each=True, stage="signal", rate=EEG_RATE):
+        super().__init__(p, low=low, high=high, width=width, keep=keep, each=each, stage=stage, rate=rate)
+        self.widths = self.width if isinstance(self.width, tuple) else (self.width, self.width)
+        if len(self.widths) != 2 or not 0 < self.widths[0] <= self.widths[1] <= high - low or not 0 <= low < high <= rate / 2:
+            raise RecipeError(f"no band {width} Hz wide from {low} to {high} Hz", where="RandomBand",
+                              cure=f"0 <= low < high <= {rate / 2:g}, and a width that fits between")
 
     def change(self, batch, draws):
-        x, on = batch[self.entry()], draws.coin(self.p)
-        room = self.high - self.low - self.width
-        width = self.width + draws.uniform() * room * self.keep
-        start = self.low + draws.uniform() * (self.high - self.low - width)
+        x = batch[self.entry()]
+        shape = (x.shape[1],) if self.each else (1,)
+        on = self.coin(draws, x)
+        width = draws.uniform(*shape, low=self.widths[0], high=self.widths[1])
+        start = self.low + draws.uniform(*shape) * (self.high - self.low - width)
         gain = band_gain(torch.fft.rfftfreq(x.shape[-1], 1 / self.rate, device=x.device), start, start + width)
-        return {self.entry(): pick(on, self.filter(x, gain if self.keep else 1 - gain), x)}
-
-    @staticmethod
-    def filter(x, gain):
-        with torch.autocast(x.device.type, enabled=False):
-            missing = x.isnan()
-            filled = torch.where(missing, x.nanmean(-1, keepdim=True).nan_to_num(), x).float()
-            y = torch.fft.irfft(torch.fft.rfft(filled) * _along(gain, x), n=x.shape[-1]).to(x.dtype)
-            return y.masked_fill(missing, float("nan"))
+        return {self.entry(): pick(on, band_filter(x, gain if self.keep else 1 - gain), x)}
 
 # %% ../../nbs/06_augment/01_signal.ipynb #d4feb9d2
 SIGNAL_AUGMENTS = {a.__name__: a for a in (FlipLeftRight, FlipFrontBack, DropChannels, ReverseTime, Polarity, TimeShift, RescaleTime, RandomBand)}

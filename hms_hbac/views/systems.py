@@ -15,7 +15,7 @@ from ..signal.filters import butter, butter_sections, montage as derivations, no
 from ..signal.spectrogram import host_spectrogram, log_mel, stft_frequencies, stft_power
 from .algebra import (HOST_HZ, Grid, HStack, Panels, Standard, Tile, View, VStack, cells, centred, moments,
                                    panel_index, panel_tiles, squash)
-from .transforms import (CropPad, Flip, Log, Normalize, Percentiles, Repeat, Resize, Scale, SlidingWindows, Stats,
+from .transforms import (Bundle, CropPad, Flip, Log, Normalize, Percentiles, Repeat, Resize, Scale, SlidingWindows, Stats,
                                       random_start, take)
 
 # %% ../../nbs/05_views/03_systems.ipynb #c28470d8
@@ -72,6 +72,8 @@ class StftPicture(View):
     def __init__(self, seconds=50, nperseg=1500, noverlap=1483, nfft=2750, band=(.59, 20), clip=(-4, 6), order="LL,RL,LP,RP"):
         super().__init__(seconds=seconds, nperseg=nperseg, noverlap=noverlap, nfft=nfft, band=band, clip=clip, order=order)
         self.samples, self.sections = int(seconds * EEG_RATE), notch_sections(60, 30) + butter_sections(5, .7, 20)
+        if not 0 <= noverlap < nperseg <= nfft <= 2**20:
+            raise RecipeError(f"nperseg {nperseg}, noverlap {noverlap}, nfft {nfft}", where="StftPicture", cure="0 <= noverlap < nperseg <= nfft <= 2**20")
         self.rows = len(stft_frequencies(nfft, fmin=self.band[0], fmax=self.band[1]))
         self.shape = (1, 4 * self.rows, (self.samples - noverlap) // (nperseg - noverlap))
         panel_index(order)
@@ -186,7 +188,7 @@ class RawImage(View):
 
 # %% ../../nbs/05_views/03_systems.ipynb #2eb1b3e8
 PARTS = {c.__name__: c for c in (Panels, Stats, Percentiles, HStack, VStack, Grid, Normalize, Log, Scale, Flip, Repeat, Resize, CropPad,
-                                 SlidingWindows, Mels, StftPicture, OwnSpectrogram, HostSpectrogram, Sequence, RawImage)}
+                                 SlidingWindows, Bundle, Mels, StftPicture, OwnSpectrogram, HostSpectrogram, Sequence, RawImage)}
 SPECTROGRAM_VIEWS = {
     "panels": "Panels()",
     "panels_image": "Panels('image')",
@@ -206,6 +208,8 @@ _MOSAIC = ("HStack(Resize(StftPicture(), 800, 400), VStack(Resize(StftPicture(10
            "Panels('image', clip=(-4, 6))))")
 _WINDOWS = ("HStack(SlidingWindows(Panels('image', order='LL,RL,RP,LP', clip=None, log='log1p'), 256, 128), "
             "Grid([[Mels(10, 50), Mels(15, 50)], [Mels(30, 50), Mels(45, 50)]]))")
+_K = "Scale(CropPad(Panels(None, order='LL,LP,RL,RP'), 400, 256), -2, 2)"
+_E = "Scale(CropPad(Mels(50, 100, 300), 400, 256), -2, 2)"
 EEG_VIEWS = {
     "eeg_mels": "Mels()",
     "eeg_stats": "Stats(Mels())",
@@ -214,9 +218,14 @@ EEG_VIEWS = {
     "multiwindow": _WINDOWS,
     "mosaic512": f"Repeat(Resize(Flip({_MOSAIC}), 512, 512))",
     "own512": "Resize(Normalize(OwnSpectrogram(), 'dataset', 7.29084372799223e-05, 4.510082606216031), 512, 512)",
-    "kaggle_eeg": "Repeat(CropPad(HStack(Scale(CropPad(Panels(None, order='LL,LP,RL,RP'), 400, 256), -2, 2), "
-                  "Scale(CropPad(Mels(50, 100, 300), 400, 256), -2, 2)), 512, 512))",
+    "kaggle_eeg": f"Repeat(CropPad(HStack({_K}, {_E}), 512, 512))",
+    "kaggle_twice": f"Repeat(CropPad(HStack({_K}, {_K}), 512, 512))",
+    "eeg_twice": f"Repeat(CropPad(HStack({_E}, {_E}), 512, 512))",
+    "kaggle_wavenet": "Bundle(kaggle_twice(), wavenet())",
+    "eeg_wavenet": "Bundle(eeg_twice(), wavenet())",
+    "kaggle_eeg_wavenet": "Bundle(kaggle_eeg(), wavenet())",
     "eight": "Sequence()",
+    "eight_zero_phase": "Sequence(zero_phase=True)",
     "eight_bands": "Sequence(bands=[(8, 12), (.5, 4.5)])",
     "wavenet": "Sequence(50, low=None, high=None, order=4, stride=5)",
     "raw_image": "Repeat(RawImage())",

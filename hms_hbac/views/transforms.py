@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Around', 'Normalize', 'Log', 'Scale', 'Flip', 'Repeat', 'folded', 'Stats', 'Percentiles', 'resize_weights', 'resize',
-           'Resize', 'anywhere', 'random_start', 'take', 'CropPad', 'SlidingWindows']
+           'Resize', 'anywhere', 'random_start', 'take', 'CropPad', 'SlidingWindows', 'packed', 'unpacked',
+           'packed_tiles', 'Bundle']
 
 # %% ../../nbs/05_views/02_transforms.ipynb #ac5f7229
 from functools import lru_cache
@@ -12,6 +13,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from ..core import RecipeError
 from ..draws import Draws, mix
@@ -132,6 +134,7 @@ class Percentiles(View):
 
     def __init__(self, view=None, q=(20, 40, 60, 80), norm="image"):
         super().__init__(view=images(view or Panels(norm), panels=4)[0], q=q, norm="image")
+        if not all(0 <= p <= 100 for p in self.q): raise RecipeError(f"no percentiles {self.q}", where="Percentiles", cure="0 to 100")
         c, h, w = self.view.shape
         self.shape = (c, h // 4 * len(self.q), w)
 
@@ -225,6 +228,8 @@ class SlidingWindows(Around):
     def __init__(self, view, width=256, step=128):
         super().__init__(view, width=width, step=step)
         self.room = view.shape[-1] - width
+        if not isinstance(step, int) or step < 1:
+            raise RecipeError(f"windows every {step} columns", where="SlidingWindows", cure="a step of 1 and more")
         if self.room < 0: raise RecipeError(f"a window of {width} columns is wider than {view!r}", where="SlidingWindows", cure="a smaller width")
         self.shape, self.windows = (*view.shape[:-1], width), 1 + -(-self.room // step)
 
@@ -237,3 +242,54 @@ class SlidingWindows(Around):
         if self.training: return take(x, random_start(batch, self.room, x), self.width)
         x = F.pad(x, (0, (self.windows - 1) * self.step - self.room))
         return x.unfold(-1, self.width, self.step).movedim(-2, 1)
+
+# %% ../../nbs/05_views/02_transforms.ipynb #bfc4733f
+def packed(x, part, width):
+    "A part (..., *part) as lines (..., lines, width)."
+    x = x.flatten(-3, -2) if len(part) == 3 else x
+    x = F.pad(x, (0, -x.shape[-1] % width))
+    return x.unflatten(-1, (-1, width)).flatten(-3, -2)
+
+
+def unpacked(lines, part):
+    "What `packed` made (..., lines, width) -> (..., *part)."
+    y = lines.unflatten(-2, (part[0] * part[1] if len(part) == 3 else part[0], -1)).flatten(-2)[..., :part[-1]]
+    return y.unflatten(-2, part[:2]) if len(part) == 3 else y
+
+
+def packed_tiles(view, lines, width, window):
+    "Tiles of `view`'s picture packed into `lines` of `width`; a broken line has no time axis of its own."
+    part, tiles = view.shape, view.tiles(window)
+    if len(part) == 3: return [t for c in range(part[0]) for t in shifted(tiles, down=c * part[1])]
+    each = lines // part[0]
+    if each == 1: return tiles
+    return [t._replace(rows=(each * t.rows[0], each * t.rows[1]), columns=(0, width), seconds=None) for t in tiles]
+
+# %% ../../nbs/05_views/02_transforms.ipynb #7eca2fc6
+class Bundle(View):
+    """Several `views` for a network with several inputs, in one picture (1, rows, width): under each other, channel by channel, a
+    sequence's channels broken into lines of `width`, zeros where a part is narrower. `split` takes the parts out again. An
+    augmentation that moves pixels would tear lines, so `bind` refuses those that do."""
+    reads = ()
+
+    def __init__(self, *views):
+        if not views or not all(isinstance(v, View) for v in views): images(*views)         # refuses
+        super().__init__(views=nn.ModuleList(views))
+        self.parts = [v.shape for v in views]
+        self.width = max([p[-1] for p in self.parts if len(p) == 3] or [p[-1] for p in self.parts])
+        self.lines = [p[0] * p[1] if len(p) == 3 else p[0] * -(-p[1] // self.width) for p in self.parts]
+        self.shape = (1, sum(self.lines), self.width)
+
+    def forward(self, batch):
+        drawn = [v.forward(batch) for v in self.views]
+        n = max((x.shape[1] for x, p in zip(drawn, self.parts) if x.ndim == len(p) + 2), default=0)
+        if n: drawn = [x if x.ndim == len(p) + 2 else x.unsqueeze(1).expand(-1, n, *p) for x, p in zip(drawn, self.parts)]
+        return torch.cat([packed(x, p, self.width) for x, p in zip(drawn, self.parts)], -2).unsqueeze(-3)
+
+    def split(self, x):
+        "(..., 1, rows, width) -> the parts, each (..., C, H, W) or (..., C, T) as its view drew it."
+        return [unpacked(lines, p) for lines, p in zip(x.squeeze(-3).split(self.lines, -2), self.parts)]
+
+    def tiles(self, window=0):
+        tops = np.cumsum([0] + self.lines).tolist()
+        return [t for v, n, top in zip(self.views, self.lines, tops) for t in shifted(packed_tiles(v, n, self.width, window), down=top)]

@@ -14,7 +14,7 @@ MIXES = {"Mixup", "ClassCutmix", "Mosaic"}
 VIEW = SimpleNamespace(shape=(1, 40, 96), blocks=[(0, 32), (32, 96)])
 SEQUENCE = ["DropChannels(p=1, stage='image')", "DropChannels(p=.5, each=True, stage='image')", "ReverseTime(p=.5, each=True, stage='image')",
             "Polarity(p=.5, each=True, stage='image')", "RescaleTime(p=1, stage='image')", "RandomBand(p=1, stage='image')",
-            "RandomBand(p=1, low=.5, high=20, keep=True, stage='image')", "HFlip(p=1)", "TimeMask(p=1)", "BrightnessContrast(p=1)", "Mixup(p=1)",
+            "RandomBand(p=1, low=.5, high=20, width=(2, 19), each=False, stage='image')", "HFlip(p=1)", "TimeMask(p=1)", "BrightnessContrast(p=1)", "Mixup(p=1)",
             "ClassCutmix(p=1)", "Mosaic(p=1)"]
 
 
@@ -136,7 +136,8 @@ def test_masked_share():
 def test_autocontrast_is_torchvisions_on_unit_pictures():
     tv = pytest.importorskip("torchvision.transforms.v2.functional")
     x = torch.rand(3, 1, 10, 12, generator=torch.Generator().manual_seed(0)) * .5 + .2
-    got = Autocontrast(p=1, bounds=(0, 1))({"image": x}, Draws(sample_keys(0, 0, range(3))))["image"]
+    x[0, 0], x[1, 0, 2] = .4, 5                                                # one flat, one beyond [0, 1]
+    got = Autocontrast(p=1)({"image": x}, Draws(sample_keys(0, 0, range(3))))["image"]
     torch.testing.assert_close(got, tv.autocontrast(x))
 
 
@@ -228,3 +229,53 @@ def test_flips_move_eeg_and_spectrogram_together():
     for expr in ("FlipLeftRight(p=1)", "FlipFrontBack(p=1)"):
         out = augment(expr)(batch, Draws(batch["key"]))
         torch.testing.assert_close(host_spectrogram(out["eeg"]), out["spectrogram"], rtol=1e-3, atol=1e-4)
+
+
+def test_autocontrast_takes_every_panel_of_a_view_by_itself():
+    "Panels of the spectrogram and of each of the four EEG windows are stretched as torchvision stretches each of them alone."
+    tv = pytest.importorskip("torchvision.transforms.v2.functional")
+    from hms_hbac.views.systems import view
+    v = view("multiwindow").train()
+    x = 3 * torch.randn(4, *v.shape, generator=torch.Generator().manual_seed(0))
+    got = augment("Autocontrast(p=1, panels=4)").bind(v)({"image": x}, Draws(sample_keys(0, 0, range(4))))["image"]
+    areas = [(slice(100 * i, 100 * i + 100), slice(0, 256)) for i in range(4)]
+    areas += [(slice(50 * i, 50 * i + 50), slice(a, a + 256)) for i in range(8) for a in (256, 512)]
+    for rows, columns in areas:
+        torch.testing.assert_close(got[..., rows, columns], tv.autocontrast(x[..., rows, columns]))
+    some = augment("Autocontrast(p=.25, panels=4)").bind(v)({"image": x.repeat(50, 1, 1, 1)}, Draws(sample_keys(0, 0, range(200))))["image"]
+    hit = torch.stack([(some[..., r, c].amax((1, 2, 3)) == 1) for r, c in areas], 1).float()
+    assert abs(hit.mean() - .25) < .03 and 0 < hit.sum(1).min() + 1 and hit.std(0).min() > .3     # each panel tosses its own coin
+
+
+@pytest.mark.parametrize("stage", ["signal", "image"])
+def test_random_band_keeps_one_hertz_of_each_derivation(stage):
+    "Against scipy's spectrum: nothing is left outside of one band of 1 Hz between 10 and 20 Hz, and every channel has its own."
+    from scipy.signal import periodogram
+    x = torch.randn(40, 20 if stage == "signal" else 8, 2000, generator=torch.Generator().manual_seed(0))
+    key = "eeg" if stage == "signal" else "image"
+    out = augment(f"RandomBand(stage={stage!r})")({key: x}, Draws(sample_keys(0, 0, range(40))))[key]
+    changed = (out != x).any(-1)
+    assert abs(changed.float().mean() - .1) < .04 and changed.any(1).float().mean() > .4      # p .1 of every channel, not of the sample
+    centres = []
+    for y in out[changed].double().numpy():
+        f, power = periodogram(y, 200)
+        centre = (f * power).sum() / power.sum()
+        centres.append(centre)
+        assert power[abs(f - centre) <= 1].sum() > .999 * power.sum() and 10 <= centre <= 20
+    assert np.std(centres) > 1.5                                                              # uniform over 10-20 Hz: 2.6
+
+
+def test_published_augmentations_can_be_written():
+    "Flip, scale, shift, brightness and contrast of .1, as one of the seeds trained its picture with."
+    batch = make_batch()
+    for a in ("HFlip()", "VFlip()", "ShiftScaleRotate(p=1, shift=.1, scale=.1, rotate=0)", "BrightnessContrast(p=1, brightness=.1, contrast=.1)"):
+        batch = augment(a)(batch, Draws(batch["key"]))
+    assert batch["image"].shape == make_batch()["image"].shape and not torch.equal(batch["image"], make_batch()["image"])
+
+
+def test_a_bundle_is_not_torn():
+    from hms_hbac.views.systems import view
+    v = view("kaggle_wavenet")
+    augment("Mixup()").bind(v)
+    for a in ("HFlip()", "TimeMask()", "ShiftScaleRotate()", "Mosaic()"):
+        with pytest.raises(RecipeError, match="tear the lines"): augment(a).bind(v)
