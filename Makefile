@@ -5,19 +5,34 @@ BIN     = $(VENV)/bin
 DEMO   ?= demo
 UV      = uv==0.13.8
 
-.PHONY: demo test lab docs readme lock clean help
+.PHONY: demo test quick test-oldest test-kaggle lab docs readme lock clean help
 .DEFAULT_GOAL := help
 
 help:            ## this list
-	@grep -E '^[a-z]+: .*##|^[a-z]+: *##' Makefile | sed -E 's/:[^#]*## */\t/' | expand -t 10
+	@grep -E '^[a-z-]+: .*##|^[a-z-]+: *##' Makefile | sed -E 's/:[^#]*## */\t/' | expand -t 14
 
 demo: $(VENV)/ready  ## simulate a competition, train, predict, ensemble, report (into demo/)
 	$(BIN)/hms-hbac demo --out $(DEMO)
 
 test: $(VENV)/ready  ## sync check, every notebook in its own process, pytest
 	$(BIN)/python tools/check_sync.py
+	$(BIN)/python tools/check_house.py
+	$(BIN)/ruff check -q
 	$(BIN)/python tools/test_notebooks.py
+	@$(BIN)/python tools/test_versions.py --last
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile tests
+
+quick: $(VENV)/ready ## sync check, lint, notebooks and tests of what changed; under 90 s
+	$(BIN)/python tools/check_sync.py
+	$(BIN)/python tools/check_house.py
+	$(BIN)/ruff check -q
+	$(BIN)/python tools/quick.py
+
+test-oldest: $(VENV)/ready ## the package's tests and the rehearsal with the oldest versions that settings.ini allows
+	$(BIN)/python tools/test_versions.py oldest
+
+test-kaggle: $(VENV)/ready ## the same with the versions of Kaggle's image and of its next base
+	$(BIN)/python tools/test_versions.py kaggle kaggle-next
 
 lab: $(VENV)/ready   ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab nbs

@@ -25,7 +25,7 @@ setup(
     package_data={cfg["lib_name"]: ["recipes/*.yaml", "models/*.yaml"]},
     python_requires=">=" + cfg["min_python"],
     install_requires=cfg["requirements"].split(),
-    extras_require={"dask": cfg["dask_requirements"].split()},
+    extras_require={name: cfg[f"{name}_requirements"].split() for name in ("dask", "clinical")},
     entry_points={"console_scripts": cfg["console_scripts"].split()},
     zip_safe=False,
 )
