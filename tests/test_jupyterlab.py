@@ -33,7 +33,8 @@ OPEN = "window.jupyterapp.commands.execute('docmanager:open', {{path: '{}'}}).th
 RUN_ALL = """(() => {
 const commands = window.jupyterapp.commands;
 window.ended = false;
-commands.execute('notebook:clear-all-cell-outputs').then(() => commands.execute('runmenu:restart-and-run-all'))
+commands.execute('notebook:clear-all-cell-outputs')
+  .then(() => commands.execute('runmenu:restart-and-run-all'))
   .then(() => window.ended = 'yes', fault => window.ended = String(fault)); return 1 })()"""
 CLOSE = """(async () => { const panel = window.jupyterapp.shell.currentWidget;
 await panel.sessionContext.shutdown(); panel.dispose(); })()"""

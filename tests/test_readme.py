@@ -16,13 +16,13 @@ def test_how_to_add_a_recipe(comp_dir, tmp_path):
     "The section's own file names, files and commands; only the demo's competition is a smaller one."
     text = section("How to add a recipe")
     names = re.findall(r"`(\w+\.(?:py|yaml))`", text)
-    python, yaml, shell = (re.search(rf"```{kind}\n(.*?)```", text, re.S).group(1) for kind in ("python", "yaml", "sh"))
+    blocks = {kind: re.search(rf"```{kind}\n(.*?)```", text, re.S).group(1) for kind in ("python", "yaml", "sh")}
     assert names[:2] == ["slow_view.py", "slow_b0.yaml"]
-    (tmp_path / names[0]).write_text(python)
-    (tmp_path / names[1]).write_text(yaml)
+    (tmp_path / names[0]).write_text(blocks["python"])
+    (tmp_path / names[1]).write_text(blocks["yaml"])
     (tmp_path / "demo").mkdir()
     (tmp_path / "demo/competition").symlink_to(comp_dir)
-    for line in shell.strip().splitlines():
+    for line in blocks["sh"].strip().splitlines():
         assert line.startswith("hms-hbac ")
         command = [sys.executable, "-m", "hms_hbac", *line.split()[1:]]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280)

@@ -6,10 +6,12 @@ from hms_hbac.core import CHANNELS, spectrogram_columns
 
 
 def eeg_table(rows=10_000, seed=0):
-    return pd.DataFrame(np.random.default_rng(seed).normal(0, 20, (rows, 20)).astype("float32"), columns=CHANNELS)
+    values = np.random.default_rng(seed).normal(0, 20, (rows, 20)).astype("float32")
+    return pd.DataFrame(values, columns=CHANNELS)
 
 
 def spec_table(rows=300, seed=0):
-    t = pd.DataFrame(np.random.default_rng(seed).lognormal(0, 1, (rows, 400)).astype("float32"), columns=spectrogram_columns())
+    values = np.random.default_rng(seed).lognormal(0, 1, (rows, 400)).astype("float32")
+    t = pd.DataFrame(values, columns=spectrogram_columns())
     t.insert(0, "time", np.arange(1, 2 * rows, 2, dtype="int16"))
     return t
