@@ -26,3 +26,12 @@ def real():
     if not folder or not Path(folder).is_dir():
         pytest.skip("HMS_REAL names no folder with real files")
     return Path(folder)
+
+
+def pytest_terminal_summary(terminalreporter):
+    "Say how many browser tests were left out, and what brings them."
+    skipped = terminalreporter.stats.get("skipped", [])
+    lacking = [r for r in skipped if "no Chromium" in str(r.longrepr)]
+    if lacking:
+        terminalreporter.write_line(f"{len(lacking)} browser tests were skipped; this brings them on Debian or Ubuntu: "
+                                    "apt-get install chromium")

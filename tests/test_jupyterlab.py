@@ -17,19 +17,21 @@ from browser import chromium, find_chromium
 ROOT = Path(__file__).resolve().parent.parent
 PATHS = sorted(p.relative_to(ROOT / "nbs").as_posix() for p in (ROOT / "nbs").rglob("*.ipynb")
                if ".ipynb_checkpoints" not in p.parts)
-RUN = ["index.ipynb", "00_core.ipynb", "05_views/04_pictures.ipynb"]         # one in a folder
+RUN = ["index.ipynb", "00_core.ipynb", "03_data/01_files.ipynb"]         # one in a folder
 ANSWERED = {"Select Kernel", "Restart Kernel?"}              # dialogs that are accepted; any other fails
 LOOK = """(() => {
   const panel = window.jupyterapp?.shell.currentWidget, dialog = document.querySelector('.jp-Dialog');
   const ready = panel?.context?.isReady && panel.sessionContext?.isReady;
-  return {app: !!window.jupyterapp, path: ready && panel.context.path, ended: window.ended ?? false,
+  return {app: !!window.jupyterapp, ended: window.ended ?? false, open: panel?.context?.isReady && panel.context.path,
+          path: ready && panel.context.path,
           kernel: ready && panel.sessionContext.session?.kernel?.status,
           dialog: dialog?.querySelector('.jp-Dialog-header')?.textContent, says: dialog?.innerText};
 })()"""
 CELLS = """[...window.jupyterapp.shell.currentWidget.content.model.cells].map((cell, i) => (
   {number: i, code: cell.type == 'code', source: cell.sharedModel.getSource(), count: cell.executionCount,
    outputs: cell.type == 'code' ? cell.outputs.toJSON() : []}))"""
-OPEN = "window.jupyterapp.commands.execute('docmanager:open', {{path: '{}'}}).then(() => 1)"
+OPEN = """window.jupyterapp.commands.execute('docmanager:open', {{path: '{}', kernelPreference: {{shouldStart: {}}}}})
+  .then(() => 1)"""
 RUN_ALL = """(() => {
 const commands = window.jupyterapp.commands;
 window.ended = false;
@@ -111,10 +113,11 @@ def saved(server, path):
 def test_opens_and_runs(lab, path):
     "JupyterLab shows the cells of the file; those of RUN run from a clean kernel, each once and in order."
     tab, server = lab
-    tab.run(OPEN.format(path))
-    wait(tab, lambda look: look.get("path") == path and look.get("kernel") == "idle", 60)
+    tab.run(OPEN.format(path, "true" if path in RUN else "false"))
+    wait(tab, lambda look: look.get("open") == path, 60)
     assert [c["source"] for c in tab.run(CELLS)] == saved(server, path)
     if path in RUN:
+        wait(tab, lambda look: look.get("path") == path and look.get("kernel") == "idle", 60)
         tab.run(RUN_ALL)
         look = wait(tab, lambda look: look["ended"] and look.get("kernel") == "idle", 220)
         assert look["ended"] == "yes", look

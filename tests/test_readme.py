@@ -16,7 +16,8 @@ def test_how_to_add_a_recipe(comp_dir, tmp_path):
     "The section's own file names, files and commands; only the demo's competition is a smaller one."
     text = section("How to add a recipe")
     names = re.findall(r"`(\w+\.(?:py|yaml))`", text)
-    blocks = {kind: re.search(rf"```{kind}\n(.*?)```", text, re.S).group(1) for kind in ("python", "yaml", "sh")}
+    kinds = ("python", "yaml", "sh")
+    blocks = {kind: re.search(rf"```{kind}\n(.*?)```", text, re.S).group(1) for kind in kinds}
     assert names[:2] == ["slow_view.py", "slow_b0.yaml"]
     (tmp_path / names[0]).write_text(blocks["python"])
     (tmp_path / names[1]).write_text(blocks["yaml"])

@@ -1,4 +1,4 @@
-"""The sync check passes on this checkout and fails, with its cure, where notebook, module or README differ."""
+"""The sync check passes on this checkout and fails, with its cure, where one of the three differs."""
 import shutil
 import subprocess
 import sys
