@@ -5,13 +5,10 @@
 # %% auto #0
 __all__ = ['PARTS', 'SPECTROGRAM_VIEWS', 'EEG_VIEWS', 'EXPRESSIONS', 'VIEWS', 'differences', 'chain_panels', 'beginning',
            'in_parts', 'Mels', 'StftPicture', 'OwnSpectrogram', 'HostSpectrogram', 'band_name', 'Sequence', 'RawImage',
-           'Packed', 'Pack', 'view']
+           'view']
 
 # %% ../../nbs/05_views/03_systems.ipynb #38662e23
-import math
-
 import torch
-from torch import nn
 
 from ..core import CHANNELS, EEG_RATE, EEG_SAMPLES, RecipeError, parse
 from ..signal.filters import butter, butter_sections, montage as derivations, notch_sections, repair, sections_filter
@@ -189,32 +186,9 @@ class RawImage(View):
         seconds, (_, _, width) = cells(beginning(EEG_SAMPLES), 1 / EEG_RATE, EEG_SAMPLES) if self.rows == 1 else None, self.shape
         return [Tile((i * self.rows, (i + 1) * self.rows), (0, width), name, None, seconds) for i, name in enumerate(self.electrodes.split(","))]
 
-# %% ../../nbs/05_views/03_systems.ipynb #9ac01a12
-class Packed(tuple):
-    "The shape (1, N) of several pictures laid end to end; `parts`: their own shapes."
-    parts = ()
-
-
-class Pack(View):
-    "`views` (pictures or sequences) laid end to end, (1, N): for a network that takes them apart again."
-    reads = ()
-
-    def __init__(self, *views):
-        super().__init__(views=nn.ModuleList(views))
-        if len(views) < 2 or not all(isinstance(v, View) and v.shape for v in views):
-            raise RecipeError("Pack needs two views or more", where="view", cure="as in Pack(Panels(), wavenet())")
-        self.shape = Packed((1, sum(math.prod(v.shape) for v in views)))
-        self.shape.parts = [tuple(v.shape) for v in views]
-
-    def forward(self, batch):
-        pictures = [v.forward(batch) for v in self.views]
-        wrong = [repr(v) for v, x in zip(self.views, pictures, strict=True) if x.shape[1:] != v.shape]
-        if wrong: raise RecipeError(f"{wrong[0]} slides", where="Pack", cure="pack views of one window")
-        return torch.cat([x.flatten(1) for x in pictures], 1).unsqueeze(1)
-
 # %% ../../nbs/05_views/03_systems.ipynb #2eb1b3e8
 PARTS = {c.__name__: c for c in (Panels, Stats, Percentiles, HStack, VStack, Grid, Normalize, Log, Scale, Flip, Repeat, Resize, CropPad,
-                                 SlidingWindows, Bundle, Mels, StftPicture, OwnSpectrogram, HostSpectrogram, Sequence, RawImage, Pack)}
+                                 SlidingWindows, Bundle, Mels, StftPicture, OwnSpectrogram, HostSpectrogram, Sequence, RawImage)}
 SPECTROGRAM_VIEWS = {
     "panels": "Panels()",
     "panels_image": "Panels('image')",

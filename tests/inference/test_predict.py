@@ -16,7 +16,8 @@ from hms_hbac.draws import seed_everything
 from hms_hbac.inference.ensemble import check_submission
 from hms_hbac.inference.members import Crew, load_crew
 from hms_hbac.inference.predict import predict
-from hms_hbac.models.recipe import build, save_recipe, validate
+from hms_hbac.models.recipe import build, save_recipe
+from hms_hbac.models.schema import validate
 
 PRIOR = [.1, .1, .1, .1, .1, .5]
 RECIPES = {"spec": dict(view="Resize(Panels(), 32, 32)", net=dict(kind="timm", backbone="test_efficientnet", pretrained="none")),
