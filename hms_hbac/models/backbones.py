@@ -209,7 +209,8 @@ class Backbone(nn.Module):
         if patch_stride: overlap_patches(self.net, patch_stride)
         self.prefix, self.token = getattr(self.net, "num_prefix_tokens", 0) if self.grid else 0, token
         self.channels_last = getattr(self.net, "output_fmt", None) == "NHWC"
-        if not finish: take_out_finish(self)
+        self.whole = finish
+        if not finish: take_out_finish(self.net)
 
     def forward(self, x):
         pad = (0, self.size[1] - x.shape[-1], 0, self.size[0] - x.shape[-2])
@@ -220,13 +221,13 @@ class Backbone(nn.Module):
 
     def finish(self, x):
         "(B,D) pooled -> (B,D'): what timm does between pooling and classifier."
+        if not self.whole: return x
         if self.grid: return getattr(self.net, "fc_norm", nn.Identity())(x)
         return self.net.forward_head(x[:, None, None, :] if self.channels_last else x[..., None, None],
                                      pre_logits=True)
 
 
-def take_out_finish(backbone: Backbone):
-    "Remove the layers that `finish` would run, so that no parameter is left without a gradient."
-    backbone.finish = nn.Identity()
+def take_out_finish(net: nn.Module):
+    "Remove what timm does between pooling and classifier, so that no parameter is left without a gradient."
     for name in ("conv_head", "norm_head", "act2", "head", "fc_norm"):
-        if hasattr(backbone.net, name): setattr(backbone.net, name, nn.Identity())
+        if hasattr(net, name): setattr(net, name, nn.Identity())

@@ -7,9 +7,22 @@ import torch.nn.functional as F
 from scipy.special import rel_entr
 
 from hms_hbac.core import CLASSES, VOTES, DataError, RecipeError
-from hms_hbac.models.losses import BCE, CE, KL, MSE, LOSSES, competition_kl, kl_rows, loss, smooth_counts, smooth_shares, vote_weights
+from hms_hbac.models.losses import (
+    BCE,
+    CE,
+    KL,
+    LOSSES,
+    MSE,
+    competition_kl,
+    kl_rows,
+    loss,
+    smooth_counts,
+    smooth_shares,
+    vote_weights,
+)
 
-PUBLISHED = {"stft_30_10_convnext": .2349, "stft_50_10_maxvit": .2390, "raw_50_10_convnext": .2547, "multitaper_50_maxvit": .2667}
+PUBLISHED = {"stft_30_10_convnext": .2349, "stft_50_10_maxvit": .2390, "raw_50_10_convnext": .2547,
+             "multitaper_50_maxvit": .2667}
 
 
 @pytest.fixture
@@ -29,11 +42,14 @@ def test_competition_score_on_real_predictions(real):
     for m, prob in probs.items():
         p = prob.to_numpy(float)
         assert round(competition_kl(shares, prob), 4) == PUBLISHED[m]
-        assert abs(competition_kl(shares, prob) - rel_entr(shares.to_numpy(), p.clip(1e-15, 1 - 1e-15)).sum(1).mean()) < 1e-12
-        column_by_column = sum(np.where(y > 0, y * (np.log(np.where(y > 0, y, 1)) - np.log(q)), 0) for y, q in zip(shares.to_numpy(float).T, p.T))
+        assert abs(competition_kl(shares, prob) - rel_entr(shares.to_numpy(),
+                                                           p.clip(1e-15, 1 - 1e-15)).sum(1).mean()) < 1e-12
+        column_by_column = sum(np.where(y > 0, y * (np.log(np.where(y > 0, y, 1)) - np.log(q)), 0) 
+                               for y, q in zip(shares.to_numpy(float).T, p.T, strict=True))
         assert abs(competition_kl(shares, prob) - np.average(column_by_column)) < 1e-12
         logits = torch.tensor(np.log(p), dtype=torch.float32)
-        assert abs(float(KL()(logits, torch.tensor(shares.to_numpy(), dtype=torch.float32))) - PUBLISHED[m]) < 1e-4
+        assert abs(float(KL()(logits, torch.tensor(shares.to_numpy(),
+                                                   dtype=torch.float32))) - PUBLISHED[m]) < 1e-4
     assert round(competition_kl(shares, np.mean([p.to_numpy(float) for p in probs.values()], 0)), 4) == .2140
 
 
@@ -47,24 +63,30 @@ def test_clip():
 def test_refused_rows(fault):
     p = np.full((4, 6), 1 / 6)
     p[2, 3] = fault
-    with pytest.raises(DataError, match="1 prediction rows are no probabilities, first row 2"): competition_kl(np.eye(6)[:4], p)
+    with pytest.raises(DataError, match="1 prediction rows are no probabilities, first row 2"):
+        competition_kl(np.eye(6)[:4], p)
 
 
 def test_against_torch(rows):
     z, y, v = rows
     logp = z.log_softmax(1)
-    for got, want in ((KL(), F.kl_div(logp, y, reduction="batchmean")), (KL(reduction="mean"), F.kl_div(logp, y, reduction="none").mean()), (CE(), F.cross_entropy(z, y)),
-                      (MSE(), F.mse_loss(z.softmax(1), y)), (BCE(), F.binary_cross_entropy_with_logits(z, y))):
+    for got, want in ((KL(), F.kl_div(logp, y, reduction="batchmean")),
+                      (KL(reduction="mean"), F.kl_div(logp, y, reduction="none").mean()),
+                      (CE(), F.cross_entropy(z, y)), (MSE(), F.mse_loss(z.softmax(1), y)),
+                      (BCE(), F.binary_cross_entropy_with_logits(z, y))):
         torch.testing.assert_close(got(z, y, v), want)
     torch.testing.assert_close(KL()(y.log().clamp(min=-50), y), torch.tensor(0.), atol=1e-6, rtol=0)
-    torch.testing.assert_close(loss("2 * CE() + 2 * KL(reduction='mean')")(z, y, v), 2 * CE()(z, y) + KL()(z, y) / 3)
+    torch.testing.assert_close(loss("2 * CE() + 2 * KL(reduction='mean')")(z, y, v),
+                               2 * CE()(z, y) + KL()(z, y) / 3)
 
 
 @pytest.mark.parametrize("kind, want", [("log", lambda v: np.log(v + 1)), ("capped", lambda v: min(v, 10)),
-                                        ("log10", lambda v: (10 + 2 * np.log10(v)) * np.log10(v) if v > 10 else v)])
+                                        ("log10", lambda v: (10 + 2 * np.log10(v)) * np.log10(v)
+                                         if v > 10 else v)])
 def test_vote_weights(rows, kind, want):
     z, y, v = rows
-    by_hand = np.mean([want(n) * k for n, k in zip(v.numpy(), kl_rows(y, z.double().softmax(1)))])
+    each = kl_rows(y, z.double().softmax(1))
+    by_hand = np.mean([want(n) * k for n, k in zip(v.numpy(), each, strict=True)])
     assert float(KL(weights=kind)(z, y, v)) == pytest.approx(by_hand, rel=1e-5)
     assert vote_weights(kind, torch.tensor([1, 28])).dtype == torch.float32   # counts may be integers
 
@@ -73,8 +95,10 @@ def test_weights_need_votes(rows):
     with pytest.raises(RecipeError, match="weighs rows by votes"): KL(weights="log")(*rows[:2])
 
 
-@pytest.mark.parametrize("expr", ["KL()", "KL(weights='log')", "KL(weights='capped', reduction='mean')", "2 * CE() + 2 * KL(reduction='mean')",
-                                  "KL(reduction='mean') + MSE()", "0.5 * (KL() + 3 * BCE())", "CE() * 2", "-1 * KL() + CE()"])
+@pytest.mark.parametrize("expr", ["KL()", "KL(weights='log')", "KL(weights='capped', reduction='mean')",
+                                  "2 * CE() + 2 * KL(reduction='mean')",
+                                  "KL(reduction='mean') + MSE()", "0.5 * (KL() + 3 * BCE())",
+                                  "CE() * 2", "-1 * KL() + CE()", "KL(weights='few', auxiliary=0.3)"])
 def test_repr_reads_back(expr, rows):
     once = loss(expr)
     twice = loss(repr(once))
@@ -82,8 +106,9 @@ def test_repr_reads_back(expr, rows):
     assert twice(*rows) == once(*rows)
 
 
-@pytest.mark.parametrize("text, fault", [("Focal()", "unknown name"), ("KL(weights='sqrt')", "unknown vote weights"), ("KL(reduction='sum')", "unknown reduction"),
-                                         ("3", "is no loss"), ("KL(alpha=1)", "unexpected keyword")])
+@pytest.mark.parametrize("text, fault", [
+    ("Focal()", "unknown name"), ("KL(weights='sqrt')", "unknown vote weights"), ("3", "is no loss"),
+    ("KL(reduction='sum')", "unknown reduction"), ("KL(alpha=1)", "unexpected keyword")])
 def test_faults_are_named(text, fault):
     with pytest.raises(RecipeError, match=fault): loss(text)
 
@@ -132,4 +157,6 @@ def test_smoothing(rows):
     torch.testing.assert_close(smooth_shares(y, .12), .88 * y + .02)
     counts = y * v[:, None]
     torch.testing.assert_close(smooth_counts(y, v, .5), (counts + .5) / (counts + .5).sum(1, keepdim=True))
-    assert (smooth_counts(torch.eye(6)[:1], torch.tensor([1.]), .1)[0, 0] < smooth_counts(torch.eye(6)[:1], torch.tensor([20.]), .1)[0, 0]).item()
+    one, twenty = (smooth_counts(torch.eye(6)[:1], torch.tensor([n]), .1)[0, 0] for n in (1., 20.))
+    assert one < twenty
+

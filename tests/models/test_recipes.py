@@ -1,22 +1,45 @@
 """Every published system as a recipe: builds at full scale, passes a batch, and learns at demo scale."""
+import os
+import time
+
 import pytest
 import torch
+import yaml
 
 from hms_hbac.core import RecipeError
 from hms_hbac.models.losses import loss
-from hms_hbac.models.recipe import build, example_batch, list_recipes, load_recipe, recipe_table
+from hms_hbac.models.nets import settled
+from hms_hbac.models.recipe import (
+    build,
+    example_batch,
+    list_recipes,
+    load_recipe,
+    recipe_table,
+    without_downloads,
+)
+from hms_hbac.views.systems import view
 
-WANTED = """panels_b2 stats_b2 panels_stats_b2 percentiles_b2 eeg_percentiles_b2 eeg_stats_b2 panels_weighted_b2 stats_weighted_b2
-panels_globalnorm_b4 stats_globalnorm_b2 panels_mosaic_b0 stats_mosaic_b0 panels_twostage_b0 stats_twostage_b0 eeg_twostage_b0 panels_transformer
-attention_b0 attention_v2s attention_convnext attention_b0_pseudo attention_v2s_distilled sed_b0 raw_image_b0
-multiwindow_b0 multiwindow_mobilenetv3 multiwindow_b0_pseudo multiwindow_mobilenetv3_pseudo
-refined_mosaic_b0 instance_b0 dataset_b1 own_spectrogram_b1 resnet1d_gru resnet1d_gru_bands wavenet kaggle_eeg_b2 panels_b0""".split()
+WANTED = """attention_b0 attention_b0_distilled attention_b0_pseudo attention_convnext
+attention_convnext_distilled attention_v2s
+attention_v2s_distilled dataset_b1 eeg_b2 eeg_percentiles_b2 eeg_stats_b2 eeg_stats_twostage_b0
+eeg_twostage_b0
+eeg_wavenet instance_b0 kaggle_b2 kaggle_eeg_b2 kaggle_eeg_wavenet kaggle_wavenet multiwindow_b0
+multiwindow_b0_heads
+multiwindow_b0_pseudo multiwindow_convnext_tiny multiwindow_mobilenetv3 multiwindow_mobilenetv3_pseudo
+multiwindow_v2s
+own_spectrogram_b1 panels_b0 panels_b2 panels_globalnorm_b4 panels_mosaic_b0 panels_stats_b2
+panels_transformer
+panels_twostage_4conf_b0 panels_twostage_b0 panels_weighted_b2 percentiles_b2 raw_image_b0
+refined_mosaic_augmented_b0
+refined_mosaic_b0 resnet1d_gru resnet1d_gru_alpha resnet1d_gru_bands resnet1d_gru_delta
+resnet1d_gru_zero_phase sed_b0
+smoothed_mosaic_b0 stats_b2 stats_globalnorm_b2 stats_mosaic_b0 stats_twostage_b0 stats_weighted_b2
+wavenet""".split()
 
 
 def offline(name, scale):
     recipe = load_recipe(name, scale)
-    if hasattr(recipe.net, "pretrained"):
-        recipe.net.pretrained = "none"
+    recipe.net = without_downloads(recipe.net)
     return recipe
 
 
@@ -27,13 +50,13 @@ def test_every_row_of_the_table_exists():
 
 @pytest.mark.parametrize("name", WANTED)
 def test_full_scale_builds_and_passes_a_batch(name):
-    system = build(offline(name, "full")).eval()
-    batch = example_batch(system)
-    with torch.inference_mode():
-        logits, out = system(batch)
-    assert logits.shape == (2, 6) and logits.isfinite().all()
-    assert tuple(out["image"].shape[-len(system.view.shape):]) == system.view.shape
-    assert sum(p.numel() for p in system.parameters()) > 10_000
+    "The network on the meta device: every shape is computed, no weight and no product."
+    recipe = offline(name, "full")
+    shape = view(recipe.view).shape
+    with torch.device("meta"), torch.no_grad():
+        net = recipe.net.build(shape).eval()
+        assert net(torch.empty(2, *shape)).shape == (2, 6)
+    assert sum(p.numel() for p in net.parameters()) > 10_000
 
 
 @pytest.mark.parametrize("name", WANTED)
@@ -46,7 +69,8 @@ def test_demo_scale_learns_one_batch(name):
     optimizer = torch.optim.AdamW(system.parameters(), lr=min(recipe.optimizer.lr, 1e-3))
     values = []
     for _ in range(3):
-        torch.manual_seed(1)                      # the same dropout each time; the batch's keys fix the augmentation
+        # the same dropout each time; the batch's keys fix the augmentation
+        torch.manual_seed(1)
         logits, mixed = system(batch)
         value = criterion(logits, mixed["target"], mixed["n_votes"])
         optimizer.zero_grad()
@@ -60,7 +84,8 @@ def test_demo_scale_learns_one_batch(name):
 def test_demo_keeps_view_loss_and_stages(name):
     full, demo = load_recipe(name), load_recipe(name, "demo")
     assert (demo.view, demo.loss) == (full.view, full.loss)
-    assert [(s.name, s.min_votes, s.max_votes, s.labels) for s in demo.stages] == [(s.name, s.min_votes, s.max_votes, s.labels) for s in full.stages]
+    kept = [[(s.name, s.min_votes, s.max_votes, s.labels, s.start) for s in r.stages] for r in (demo, full)]
+    assert kept[0] == kept[1]
 
 
 def test_inheritance_is_one_level(tmp_path):
@@ -70,7 +95,8 @@ def test_inheritance_is_one_level(tmp_path):
         load_recipe(tmp_path / "a.yaml")
     (tmp_path / "c.yaml").write_text("inherits: panels_b2\noptimizer: {lr: 2e-3}\n")
     recipe = load_recipe(tmp_path / "c.yaml")
-    assert recipe.name == "c" and recipe.optimizer.lr == 2e-3 and recipe.net.backbone.startswith("tf_efficientnet_b2")
+    assert recipe.name == "c" and recipe.optimizer.lr == 2e-3
+    assert recipe.net.backbone.startswith("tf_efficientnet_b2")
 
 
 @pytest.mark.parametrize("text, message", [
@@ -90,3 +116,134 @@ def test_faults_are_named(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(RecipeError, match="(?s)" + message.replace("(", r"\(").replace(")", r"\)")):
         load_recipe(path)
+
+
+def write(folder, text, name="r"):
+    path = folder / f"{name}.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("text, message", [
+    ("a: &a [1, 1]\nb: [*a, *a]\nview: Panels()", "anchors and aliases"),
+    ("view: &v Panels()", "anchors and aliases"),
+    ("view: " + "[" * 300 + "]" * 300, "more than 20 levels"),
+    ("view: " + "{a: " * 900 + "1" + "}" * 900, "more than 20 levels"),
+    ("view: !!python/name:os.system", "not valid YAML"),
+    ("view: Panels()\nwhen: 99999-99-99", "not valid YAML"),
+    ("view: Panels()\nname: ../../../x", "cannot name a folder"),
+    ("view: Panels()\nname: /tmp/x", "cannot name a folder"),
+    ("view: Panels()\nseed: -1", "seed: Input should be greater than or equal to 0"),
+    ("view: Panels()\nseed: " + "9" * 23, "seed: Input should be less than"),
+    ("view: Panels()\nstages: [{name: a}, {name: b, min_votes: 6}]", "set select_min_votes (6"),
+    ("view: Panels()\nstages: [{name: a, start: continue}]", "nothing to continue"),
+    ("view: Panels()\nstages: [{name: a}, {name: a}]", "two stages have one name"),
+    ("view: Panels()\nnet: {kind: joined, parts: [{kind: timm}, {kind: wavenet}]}", "needs a view Pack"),
+    ("- a\n- b", "a recipe is a mapping of keys"), ("inherits: [1]\nview: Panels()",
+                                                    "inherits names one recipe"),
+])
+def test_files_that_would_harm_are_named(tmp_path, text, message):
+    with pytest.raises(RecipeError) as e: load_recipe(write(tmp_path, text))
+    assert message in str(e.value) and len(str(e.value)) < 3000
+
+
+def test_an_alias_bomb_ends_at_once(tmp_path):
+    "Nine levels of nine references each would unfold into 400 million values."
+    text = "a: &a [x, x, x, x, x, x, x, x, x]\n"
+    for old, new in zip("abcdefgh", "bcdefghi", strict=True):
+        text += f"{new}: &{new} [" + ", ".join([f"*{old}"] * 9) + "]\n"
+    begin = time.perf_counter()
+    with pytest.raises(RecipeError, match="anchors and aliases"): load_recipe(write(tmp_path, text))
+    assert time.perf_counter() - begin < 2
+
+
+def test_what_is_no_file_is_named(tmp_path):
+    (tmp_path / "folder.yaml").mkdir()
+    (tmp_path / "loop.yaml").symlink_to(tmp_path / "loop.yaml")
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "huge.yaml").write_text("view: Panels()\n#" + "x" * (1 << 20))
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00view")
+    for name, message in (("folder", "cannot be read"), ("loop", "cannot be read"), ("pipe", "no plain file"),
+                          ("huge", "larger than 1 MB"), ("bytes", "not valid YAML"), ("missing",
+                                                                                      "no such recipe")):
+        with pytest.raises(RecipeError, match=message): load_recipe(tmp_path / f"{name}.yaml")
+
+
+@pytest.mark.parametrize("item", ["a=[1", "x", "=3", "a=!!python/name:os.system", "seed=-1",
+                                  "optimizer.lr=.inf",
+                                  "a=&b [1]", ".".join("a" * 5000) + "=1", "name=../x", "stages=[]", "seed=1e308"])
+def test_overrides_fail_by_name(item):
+    with pytest.raises(RecipeError): load_recipe("panels_b0", set=[item])
+
+
+def test_a_recipe_of_the_first_layout_keeps_its_hash(tmp_path):
+    "A file as version 0.1 saved it: it loads, and what is hashed of it has the keys of then and no other."
+    path = write(tmp_path, OLD, "recipe")
+    recipe, then = load_recipe(path), yaml.safe_load(OLD)
+    assert settled(recipe) == then
+    assert settled(load_recipe(path, set=["data.blank=0.5"]))["data"]["blank"] == .5
+
+
+def test_vote_rules_of_the_two_stage_recipes():
+    """What the originals did, as keys: unweighted warm-up, best score forgotten, one training in two stages,
+    rows left out."""
+    for name in ("panels_mosaic_b0", "stats_mosaic_b0", "panels_twostage_b0", "stats_twostage_b0",
+                 "eeg_twostage_b0"):
+        stage = load_recipe(name).stages[0]
+        assert stage.warmup.model_dump() == {"epochs": stage.mosaic_epochs, "weighted": False,
+                                             "reset_best": True}
+        assert stage.mosaic_epochs in (2, 3) and load_recipe(name).image_augment == ["Mosaic()"]
+    for name in ("attention_b0", "attention_v2s", "attention_b0_distilled", "attention_b0_pseudo",
+                 "raw_image_b0"):
+        assert load_recipe(name).select_min_votes == 8
+    assert [s.start for s in load_recipe("multiwindow_b0").stages] == ["previous", "continue"]
+    assert load_recipe("multiwindow_mobilenetv3").net.finish is False
+    assert load_recipe("eeg_percentiles_b2").net.dropout == .3 and load_recipe("eeg_percentiles_b2").net.drop_path == .2
+    gru = load_recipe("resnet1d_gru")
+    assert gru.data.rows == "eeg" and [r.model_dump() for r in gru.stages[0].leave_out] == [{"votes": 4,
+                                                                                             "consensus": "gpd"}]
+
+
+def test_seven_inputs_of_the_keras_notebook():
+    "EfficientNet-B2's 1408 features and the WaveNet's 256 meet in one last layer, as published."
+    recipe = offline("kaggle_eeg_wavenet", "full")
+    with torch.device("meta"): net = recipe.net.build(view(recipe.view).shape)
+    assert net.head.in_features == 1408 + 256 and net.head.out_features == 6
+    for name in ("kaggle_b2", "eeg_b2", "kaggle_eeg_b2"):
+        assert view(load_recipe(name).view).shape == (3, 512, 512)
+
+
+OLD = """
+name: panels_b0
+origin: old
+original: ''
+ours: ''
+avoided: ''
+view: Panels()
+signal_augment: []
+image_augment: []
+net: {kind: timm, backbone: test_efficientnet, pool: avg, attention: false, head: linear, stem: null,
+  bias: true,   dropout: 0.1, drop_path: 0.0,
+  pretrained: none}
+loss: KL()
+smoothing: {eps: 0.0, 'on': shares}
+data: {rows: event, offset: middle}
+optimizer: {name: adamw, lr: 0.004, weight_decay: 0.01, betas: null}
+schedule: {name: onecycle, warmup: 0.1, div: 25.0, final_div: 100.0, period: 20, at: 0.75, factor: 0.1}
+batch_size: 16
+accumulate: 1
+clip: null
+ema: null
+precision: fp32
+stages:
+- {name: all, epochs: 6, min_votes: 0, max_votes: null, bound: null, keep: 1.0, keep_from: 0, start: previous,
+  lr: null, loss: null, labels: {source: votes, runs: [], table: null, weight: 1.0, below_votes: null},
+  mosaic_epochs: 0, mixing: true}
+evals_per_epoch: 1
+select_min_votes: 0
+patience: null
+folds: 5
+seed: 42
+tta: []
+demo: {}
+"""
