@@ -223,7 +223,8 @@ class System(nn.Module):
         return self.classify(batch["image"]), batch
 
     def classify(self, x):
-        "Logits (B, 6) float32 of a picture (B, ...); of a sliding view's (B, N, ...) the mean over its windows."
+        """Logits (B, 6) float32 of a picture (B, ...); of a sliding view's (B, N, ...) the mean over its
+        windows."""
         if x.ndim == len(self.view.shape) + 1: return self.net(x).float()
         return self.net(x.flatten(0, 1)).float().unflatten(0, x.shape[:2]).mean(1)
 

@@ -6,29 +6,31 @@
 __all__ = ['Joined']
 
 # %% ../../nbs/07_models/06_joined.ipynb #ceff3228
-import math
-
 import torch
 from torch import nn
 
 from ..core import CLASSES
+from ..views.transforms import unpacked
 
 # %% ../../nbs/07_models/06_joined.ipynb #b40b068f
 class Joined(nn.Module):
-    """(B, 1, N) laid end to end -> logits (B,6); with `auxiliary` in training (B, 1 + parts, 6).
+    """(B, 1, rows, width) parts under each other -> logits (B,6); with `auxiliary` in training (B, 1 + parts,
+    6).
 
-    `parts`: networks with `shape`, `features` (how many) and `vector(x)`, such as `ImageModel` and
-    `WaveNet`."""
-    def __init__(self, parts, auxiliary: bool = False, dropout: float = 0.):
+    `parts`: networks with `shape`, `features` (how many) and `vector(x)`, such as `ImageModel` and `WaveNet`;
+    `shape`: (1, rows, width) as the view `Bundle` lays their pictures."""
+    def __init__(self, parts, shape: tuple, auxiliary: bool = False, dropout: float = 0.):
         super().__init__()
-        self.parts, self.sizes = nn.ModuleList(parts), [math.prod(p.shape) for p in parts]
-        self.shape, self.auxiliary, self.dropout = (1, sum(self.sizes)), auxiliary, nn.Dropout(dropout)
+        self.parts, self.shape = nn.ModuleList(parts), tuple(shape)
+        self.lines = [p.shape[0] * (p.shape[1] if len(p.shape) == 3 else -(-p.shape[1] // shape[2]))
+                      for p in parts]
+        self.auxiliary, self.dropout = auxiliary, nn.Dropout(dropout)
         for p in parts: p.head = nn.Linear(p.features, len(CLASSES)) if auxiliary else None
         self.head = nn.Linear(sum(p.features for p in parts), len(CLASSES))
 
     def forward(self, x):
-        pieces = zip(self.parts, x[:, 0].split(self.sizes, 1), strict=True)
-        vectors = [p.vector(piece.unflatten(1, p.shape)) for p, piece in pieces]
+        pieces = zip(self.parts, x[:, 0].split(self.lines, 1), strict=True)
+        vectors = [p.vector(unpacked(piece, p.shape)) for p, piece in pieces]
         logits = self.head(self.dropout(torch.cat(vectors, 1)))
         if not (self.auxiliary and self.training): return logits
         own = [p.head(self.dropout(v)) for p, v in zip(self.parts, vectors, strict=True)]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Votes', 'Count', 'Share', 'Positive', 'Net', 'Part', 'later', 'settled', 'TimmNet', 'image', 'AudioNet', 'sequence',
-           'GruNet', 'WaveNetNet', 'JoinedNet']
+           'GruNet', 'WaveNetNet', 'JoinedNet', 'build_net']
 
 # %% ../../nbs/07_models/07_nets.ipynb #131d716a
 from typing import Annotated, Literal
@@ -129,7 +129,7 @@ class WaveNetNet(Part):
 
 # %% ../../nbs/07_models/07_nets.ipynb #cb0f4488
 class JoinedNet(Part):
-    "A network for each picture of a `Pack`, and one last layer."
+    "A network for each picture of a `Bundle`, and one last layer."
     kind: Literal["joined"]
     parts: Annotated[list[Annotated[TimmNet | AudioNet | GruNet | WaveNetNet,
                                     Field(discriminator="kind")]],
@@ -137,14 +137,18 @@ class JoinedNet(Part):
     auxiliary: bool = False
     dropout: Share = 0.0
 
-    def build(self, shape: tuple) -> nn.Module:
-        shapes = getattr(shape, "parts", None)
-        if not shapes or len(shapes) != len(self.parts):
-            what = f"net 'joined' has {len(self.parts)} parts, but the view packs {len(shapes or [shape])}"
+    def build(self, shape: tuple, parts: list = ()) -> nn.Module:
+        if len(parts) != len(self.parts):
+            what = f"net 'joined' has {len(self.parts)} parts, but the view bundles {len(parts) or 'nothing'}"
             raise RecipeError(what, where="net.parts",
-                              cure="write the view as Pack(a, b, ...) with one view for each part")
-        nets = [p.build(s) for p, s in zip(self.parts, shapes, strict=True)]
-        return Joined(nets, self.auxiliary, self.dropout)
+                              cure="write the view as Bundle(a, b, ...), a view for each part")
+        nets = [p.build(s) for p, s in zip(self.parts, parts, strict=True)]
+        return Joined(nets, shape, self.auxiliary, self.dropout)
 
 
 Net = Annotated[TimmNet | AudioNet | GruNet | WaveNetNet | JoinedNet, Field(discriminator="kind")]
+
+
+def build_net(net: Part, view) -> nn.Module:
+    "The network of a recipe for a view (`shape`, and for a joined network `parts`)."
+    return net.build(view.shape, view.parts) if hasattr(net, "parts") else net.build(view.shape)

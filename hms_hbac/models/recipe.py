@@ -19,6 +19,7 @@ import yaml
 from ..augment.image import augment
 from ..core import EEG_SAMPLES, SPEC_BINS, RecipeError, atomic_write
 from .image import System
+from .nets import build_net
 from .schema import Recipe, validate
 from ..views.systems import view
 
@@ -184,7 +185,7 @@ def load_recipe(
 def build(recipe: Recipe):
     "The `System` of a recipe: signal augmentation, view, image augmentation, network."
     v = view(recipe.view)
-    return System(v, recipe.net.build(v.shape), [augment(a) for a in recipe.signal_augment],
+    return System(v, build_net(recipe.net, v), [augment(a) for a in recipe.signal_augment],
                   [augment(a) for a in recipe.image_augment])
 
 
@@ -212,7 +213,7 @@ def example_batch(system: System, size: int = 2, seed: int = 0):
 def count_parameters(recipe: Recipe):
     "Parameters of the recipe's network, without memory or downloads."
     net = without_downloads(recipe.net)
-    with torch.device("meta"): return sum(p.numel() for p in net.build(view(recipe.view).shape).parameters())
+    with torch.device("meta"): return sum(p.numel() for p in build_net(net, view(recipe.view)).parameters())
 
 
 def without_downloads(net):
@@ -237,7 +238,7 @@ def recipe_table(
     out = []
     for name in names or list_recipes():
         r = load_recipe(name)
-        shapes = getattr(view(r.view).shape, "parts", [view(r.view).shape])
+        shapes = getattr(view(r.view), "parts", [view(r.view).shape])
         row = {"name": name, "input": " + ".join("x".join(map(str, s)) for s in shapes),
                "net": net_name(r.net),
                "epochs": "+".join(str(s.epochs) for s in r.stages)}

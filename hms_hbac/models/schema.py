@@ -130,12 +130,13 @@ def check_stage(stage: Stage):
 SEQUENCE_NETS, PACK_NETS = ("resnet1d_gru", "wavenet"), ("joined",)
 
 
-def check_shape(net: Part, shape: tuple):
-    "`ValueError` where a network cannot read what a view of `shape` makes."
+def check_shape(net: Part, shape: tuple, parts: list = ()):
+    "`ValueError` where a network cannot read what a view of `shape` (and `parts`, if it bundles) makes."
     if net.kind in PACK_NETS:
-        if len(getattr(shape, "parts", ())) != len(net.parts):
+        if len(parts) != len(net.parts):
             raise ValueError(f"net {net.kind!r} has {len(net.parts)} parts "
-                             "and needs a view Pack(...) of as many views")
+                             "and needs a view Bundle(...) of as many views")
+        for p, s in zip(net.parts, parts, strict=True): check_shape(p, s)
     elif net.kind in SEQUENCE_NETS and len(shape) != 2:
         raise ValueError(f"net {net.kind!r} reads a sequence (C, T), but the view gives an image {shape}")
     elif net.kind not in SEQUENCE_NETS and len(shape) != 3:
@@ -147,13 +148,13 @@ def check_shape(net: Part, shape: tuple):
 def check_parts(recipe: "Recipe"):
     "The recipe, or `ValueError` for parts that cannot be built or do not go together."
     try:
-        shape = view(recipe.view).shape
+        drawn = view(recipe.view)
         before, after = ({augment(a).stage for a in given} for given in (recipe.signal_augment,
                                                                          recipe.image_augment))
         for text in [recipe.loss, *(s.loss for s in recipe.stages if s.loss)]: loss(text)
     except RecipeError as e:
         raise ValueError(str(e)) from None
-    check_shape(recipe.net, shape)
+    check_shape(recipe.net, drawn.shape, getattr(drawn, "parts", ()))
     if before - {"signal"} or after - {"image"}:
         raise ValueError("signal_augment takes augmentations of the raw batch, "
                          "image_augment those of the view's picture")

@@ -185,7 +185,7 @@ def test_four_headed_attention_has_the_published_shape():
 def test_auxiliary_heads_reach_every_part():
     "In training each part has logits of its own and a gradient; in evaluation the joint head answers alone."
     parts = [ImageModel("test_efficientnet", (1, 40, 60)), WaveNet(samples=80, filters=(4, 8))]
-    net = Joined(parts, auxiliary=True)
+    net = Joined(parts, (1, 40 + 8 * 2, 60), auxiliary=True)
     x = torch.randn(4, *net.shape)
     logits = net.train()(x)
     loss("KL(auxiliary=.3)")(logits, torch.full((4, 6), 1 / 6)).backward()

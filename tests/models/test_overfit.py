@@ -17,6 +17,7 @@ from hms_hbac.models.losses import KL, loss
 from hms_hbac.models.nets import Net
 from hms_hbac.models.recipe import list_recipes, load_recipe
 from hms_hbac.views.systems import view
+from hms_hbac.views.transforms import packed
 
 TARGET = torch.eye(6)[torch.tensor([0, 1, 2, 3, 4, 5, 0, 1])]
 UPDATES, GOAL = 150, .1
@@ -42,15 +43,13 @@ def smaller(picture):
 
 @cache
 def pictures(expr, blank=False):
-    "[(8, ...)] what the view makes of the windows, scaled down; one for each view of a `Pack`."
+    "[(8, ...)] what the view makes of the windows, scaled down; one for each view of a `Bundle`."
     v = view(expr).eval()
     v.fit([windows()])
     with torch.no_grad(): x = v(windows())
     x = torch.zeros_like(x) if blank else x
-    shapes = getattr(v.shape, "parts", None)
-    if shapes is None: return [smaller(x if x.ndim == len(v.shape) + 1 else x[:, 0])]
-    pieces = x[:, 0].split([torch.Size(s).numel() for s in shapes], 1)
-    return [smaller(p.unflatten(1, s)) for p, s in zip(pieces, shapes, strict=True)]
+    if hasattr(v, "parts"): return [smaller(p) for p in v.split(x)]
+    return [smaller(x if x.ndim == len(v.shape) + 1 else x[:, 0])]
 
 
 def quiet(net):
@@ -62,24 +61,22 @@ def quiet(net):
     return net
 
 
-class Parts(tuple):
-    "The shape of pictures laid end to end."
-
-
 @cache
 def fitted(expr, net, criterion, blank=False):
     "The KL after the last update of a fit by heart; it stops where the goal is reached."
     torch.manual_seed(0)
     torch.set_num_threads(1)
     x = pictures(expr, blank)
-    part = TypeAdapter(Net).validate_python(json.loads(net))
-    shape = Parts(x[0].shape[1:])
-    if len(x) > 1:
-        shape.parts, x = [p.shape[1:] for p in x], [torch.cat([p.flatten(1) for p in x], 1)[:, None]]
-    model, criterion = part.build(shape).train(), loss(criterion)
+    net = TypeAdapter(Net).validate_python(json.loads(net))
+    if len(x) == 1: laid, model = x[0], net.build(x[0].shape[1:])
+    else:
+        parts, width = [p.shape[1:] for p in x], max(p.shape[-1] for p in x)
+        laid = torch.cat([packed(p, s, width) for p, s in zip(x, parts, strict=True)], 1)[:, None]
+        model = net.build(laid.shape[1:], parts)
+    model, criterion = model.train(), loss(criterion)
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3, weight_decay=0)
     for _ in range(UPDATES):
-        logits = model(x[0])
+        logits = model(laid)
         kl = KL()(logits if logits.ndim == 2 else logits[:, 0], TARGET).item()
         if kl < GOAL: break
         optimizer.zero_grad()

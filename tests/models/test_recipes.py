@@ -8,7 +8,7 @@ import yaml
 
 from hms_hbac.core import RecipeError
 from hms_hbac.models.losses import loss
-from hms_hbac.models.nets import settled
+from hms_hbac.models.nets import build_net, settled
 from hms_hbac.models.recipe import (
     build,
     example_batch,
@@ -54,7 +54,7 @@ def test_full_scale_builds_and_passes_a_batch(name):
     recipe = offline(name, "full")
     shape = view(recipe.view).shape
     with torch.device("meta"), torch.no_grad():
-        net = recipe.net.build(shape).eval()
+        net = build_net(recipe.net, view(recipe.view)).eval()
         assert net(torch.empty(2, *shape)).shape == (2, 6)
     assert sum(p.numel() for p in net.parameters()) > 10_000
 
@@ -138,7 +138,7 @@ def write(folder, text, name="r"):
     ("view: Panels()\nstages: [{name: a}, {name: b, min_votes: 6}]", "set select_min_votes (6"),
     ("view: Panels()\nstages: [{name: a, start: continue}]", "nothing to continue"),
     ("view: Panels()\nstages: [{name: a}, {name: a}]", "two stages have one name"),
-    ("view: Panels()\nnet: {kind: joined, parts: [{kind: timm}, {kind: wavenet}]}", "needs a view Pack"),
+    ("view: Panels()\nnet: {kind: joined, parts: [{kind: timm}, {kind: wavenet}]}", "needs a view Bundle"),
     ("- a\n- b", "a recipe is a mapping of keys"), ("inherits: [1]\nview: Panels()",
                                                     "inherits names one recipe"),
 ])
@@ -207,7 +207,7 @@ def test_vote_rules_of_the_two_stage_recipes():
 def test_seven_inputs_of_the_keras_notebook():
     "EfficientNet-B2's 1408 features and the WaveNet's 256 meet in one last layer, as published."
     recipe = offline("kaggle_eeg_wavenet", "full")
-    with torch.device("meta"): net = recipe.net.build(view(recipe.view).shape)
+    with torch.device("meta"): net = build_net(recipe.net, view(recipe.view))
     assert net.head.in_features == 1408 + 256 and net.head.out_features == 6
     for name in ("kaggle_b2", "eeg_b2", "kaggle_eeg_b2"):
         assert view(load_recipe(name).view).shape == (3, 512, 512)
