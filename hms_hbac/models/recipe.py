@@ -20,6 +20,7 @@ from ..augment.image import augment
 from ..core import EEG_SAMPLES, SPEC_BINS, RecipeError, atomic_write
 from .image import System
 from .nets import build_net
+from .nets import settled as settled
 from .schema import Recipe, validate
 from ..views.systems import view
 

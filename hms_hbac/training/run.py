@@ -35,8 +35,7 @@ from ..draws import seed_everything
 from .loop import Loop, Progress, backward, copy_weights, end_stage, epoch_parts, evaluate, make_accelerator, place, predict_rows, read_part, start_stage
 from .loop import step, switch, tick, usable_precision
 from .oof import SURE_VOTES, oof_kl
-from ..models.nets import settled
-from ..models.recipe import build, save_recipe
+from ..models.recipe import build, save_recipe, settled
 from ..data.recordings import Recordings, WindowDataset, prepare
 
 # %% ../../nbs/08_training/07_run.ipynb #15a7f563

@@ -130,7 +130,7 @@ def write(folder, text, name="r"):
     ("view: " + "[" * 300 + "]" * 300, "more than 20 levels"),
     ("view: " + "{a: " * 900 + "1" + "}" * 900, "more than 20 levels"),
     ("view: !!python/name:os.system", "not valid YAML"),
-    ("view: Panels()\nwhen: 99999-99-99", "not valid YAML"),
+    ("view: Panels()\nwhen: 2024-13-45", "not valid YAML"),
     ("view: Panels()\nname: ../../../x", "cannot name a folder"),
     ("view: Panels()\nname: /tmp/x", "cannot name a folder"),
     ("view: Panels()\nseed: -1", "seed: Input should be greater than or equal to 0"),
