@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['MEL_WINDOW', 'MEL_FFT', 'HOST_WINDOW', 'HOST_STEP', 'HOST_FFT', 'HOST_BINS', 'mel_filters', 'mel_power', 'decibels',
-           'middle', 'log_mel', 'chain_mean', 'stft_frequencies', 'stft_times', 'stft_power', 'multitaper',
-           'host_spectrogram']
+           'middle', 'log_mel', 'chain_mean', 'stft_frequencies', 'stft_power', 'multitaper', 'host_spectrogram']
 
 # %% ../../nbs/02_signal/02_spectrogram.ipynb #22dc69b7
 from functools import lru_cache
@@ -18,7 +17,8 @@ from .filters import MONTAGES, butter, full_precision, repair
 
 # %% ../../nbs/02_signal/02_spectrogram.ipynb #3460e57a
 def _by_rows(f, x, cost):
-    "Apply `f`: (R, T) -> (R, F, S) to (..., T) in slices of rows: what it makes of a row is `cost` numbers, and should fit the cache."
+    """Apply `f`: (R, T) -> (R, F, S) to (..., T) in slices of rows: what it makes of a row is `cost` numbers,
+    and should fit the cache."""
     flat = x.reshape(-1, x.shape[-1])
     rows = max(1, (2**20 if x.device.type == "cpu" else 2**28) // cost)
     rows = -(-len(flat) // max(1, -(-len(flat) // rows)))                     # slices of one size
@@ -33,7 +33,8 @@ def _by_rows(f, x, cost):
 
 
 def _dft(window, frequencies, center=0):
-    "(len(window), 2K) float64: windowed cosines, then sines, at K `frequencies` in cycles per sample; phase 0 at sample `center`."
+    """(len(window), 2K) float64: windowed cosines, then sines, at K `frequencies` in cycles per sample; phase
+    0 at sample `center`."""
     phase = 2 * np.pi * np.outer(np.arange(len(window)) - center, frequencies)
     return np.concatenate([np.cos(phase), -np.sin(phase)], 1) * np.asarray(window)[:, None]
 
@@ -45,9 +46,11 @@ def _power(y):
 
 # %% ../../nbs/02_signal/02_spectrogram.ipynb #99202fba
 def mel_filters(n_mels, rate=EEG_RATE, n_fft=1024, fmin=0.0, fmax=20.0):
-    "(n_mels, n_fft // 2 + 1) float64: triangles of unit area, as librosa.filters.mel makes them below 1000 Hz."
+    """(n_mels, n_fft // 2 + 1) float64: triangles of unit area, as librosa.filters.mel makes them below 1000
+    Hz."""
     if not 0 <= fmin < fmax <= min(rate / 2, 1000):
-        raise HmsError(f"no mel filters from {fmin} to {fmax} Hz", where="mel_filters", cure=f"0 <= fmin < fmax <= {min(rate / 2, 1000):g}")
+        raise HmsError(f"no mel filters from {fmin} to {fmax} Hz", where="mel_filters",
+                       cure=f"0 <= fmin < fmax <= {min(rate / 2, 1000):g}")
     edges = np.linspace(fmin, fmax, n_mels + 2)[:, None]
     f = np.arange(n_fft // 2 + 1) * rate / n_fft
     rising = (f - edges[:-2]) / (edges[1:-1] - edges[:-2])
@@ -60,7 +63,8 @@ def _few_columns(m, tolerance=1e-12):
     from scipy.linalg import qr
     r, order = qr(m, mode="r", pivoting=True)
     needed = (np.abs(np.diag(r)) > tolerance * np.abs(r[0, 0])).sum()
-    keep = np.sort(order[:-(-needed // 8) * 8])                              # processors like multiples of eight
+    # processors like multiples of eight
+    keep = np.sort(order[:-(-needed // 8) * 8])
     return m[:, keep], np.linalg.lstsq(m[:, keep], m, rcond=None)[0]
 
 # %% ../../nbs/02_signal/02_spectrogram.ipynb #9ba8d195
@@ -79,13 +83,15 @@ def _mel_matrices(n_mels, rate, fmax, dtype, device):
     reach = (filters > 0).sum(1).max()                                       # bins of the widest filter
     bins = np.minimum((filters > 0).argmax(1), len(used) - reach) + np.arange(reach)[:, None]
     weights = np.take_along_axis(filters.T, bins, 0)[..., None]
-    tensors = [torch.from_numpy(np.ascontiguousarray(m)).to(device, dtype) for m in (few, few.sum(0), all_cosines.T, all_sines.T, weights)]
+    tensors = [torch.from_numpy(np.ascontiguousarray(m)).to(device, dtype)
+               for m in (few, few.sum(0), all_cosines.T, all_sines.T, weights)]
     return *tensors, torch.from_numpy(bins).to(device)
 
 # %% ../../nbs/02_signal/02_spectrogram.ipynb #ba0483f7
 @full_precision
 def mel_power(x, n_mels=128, hop=39, rate=EEG_RATE, fmax=20.0):
-    "(..., T) -> (..., n_mels, 1 + T // hop): librosa's melspectrogram with n_fft 1024, a hann window of 128 and zeros beyond the ends."
+    """(..., T) -> (..., n_mels, 1 + T // hop): librosa's melspectrogram with n_fft 1024, a hann window of 128
+    and zeros beyond the ends."""
     few, offset, cosines, sines, weights, bins = _mel_matrices(n_mels, rate, fmax, x.dtype, x.device)
     half, frames = MEL_WINDOW // 2, 1 + x.shape[-1] // hop
 
@@ -96,7 +102,7 @@ def mel_power(x, n_mels=128, hop=39, rate=EEG_RATE, fmax=20.0):
         re, im = cosines @ y[:, :cosines.shape[1]], sines @ y[:, cosines.shape[1]:]
         power = re.square_().addcmul_(im, im)
         mels = power.index_select(1, bins[0]).mul_(weights[0])
-        for b, w in zip(bins[1:], weights[1:]): mels.addcmul_(power.index_select(1, b), w)
+        for b, w in zip(bins[1:], weights[1:], strict=False): mels.addcmul_(power.index_select(1, b), w)
         return mels
     return _by_rows(rows, x, frames * 4 * n_mels)
 
@@ -111,7 +117,8 @@ def middle(x, seconds, rate=EEG_RATE):
     "The middle of (..., T), whole seconds to both sides of the center: 15 s are 7 + 7."
     half, center = int(seconds) // 2 * rate, x.shape[-1] // 2
     if not 0 < half <= center:
-        raise HmsError(f"cannot cut {seconds} s from {x.shape[-1] / rate:g} s", where="middle", cure="2 <= seconds <= the window")
+        raise HmsError(f"cannot cut {seconds} s from {x.shape[-1] / rate:g} s", where="middle",
+                       cure="2 <= seconds <= the window")
     return x[..., center - half:center + half]
 
 # %% ../../nbs/02_signal/02_spectrogram.ipynb #61bbc5cc
@@ -119,11 +126,15 @@ def middle(x, seconds, rate=EEG_RATE):
 def log_mel(x, height=128, width=256, seconds=None, scale=True, rate=EEG_RATE):
     """Log-mel picture of each row: (..., T) -> (..., `height`, `width`), low to high frequency, 0 to 20 Hz.
 
-    `seconds` takes the middle of the window first (see `middle`). NaN becomes the row's mean, a row of NaN 0. The hop is
-    T // width. Each picture is in decibels under its own maximum, cut at -80; `scale` turns them into (dB + 40) / 40."""
+    `seconds` takes the middle of the window first (see `middle`). NaN becomes the row's mean, a row of NaN
+    0. The hop is
+    T // width. Each picture is in decibels under its own maximum, cut at -80; `scale` turns them into (dB
+    + 40) / 40."""
     if seconds is not None: x = middle(x, seconds, rate)
     hop = x.shape[-1] // width
-    if hop < 1: raise HmsError(f"{x.shape[-1]} samples are too few for {width} frames", where="log_mel", cure="a smaller width")
+    if hop < 1:
+        raise HmsError(f"{x.shape[-1]} samples are too few for {width} frames", where="log_mel",
+                       cure="a smaller width")
 
     def rows(x):
         db = decibels(mel_power(repair(x)[0], height, hop, rate))
@@ -132,7 +143,8 @@ def log_mel(x, height=128, width=256, seconds=None, scale=True, rate=EEG_RATE):
 
 
 def chain_mean(x):
-    "(..., 16, F, S), the montage `chains` -> (..., 4, F, S): the mean over each chain's four differences, in the panels' order."
+    """(..., 16, F, S), the montage `chains` -> (..., 4, F, S): the mean over each chain's four differences,
+    in the panels' order."""
     return x.unflatten(-3, (-1, 4)).mean(-3)
 
 # %% ../../nbs/02_signal/02_spectrogram.ipynb #88d40597
@@ -142,36 +154,40 @@ def stft_frequencies(nfft, rate=EEG_RATE, fmin=0.0, fmax=None):
     return f[(f >= fmin - 1e-9) & (f <= (rate / 2 if fmax is None else fmax) + 1e-9)]
 
 
-def stft_times(samples, nperseg, noverlap, rate=EEG_RATE):
-    "Window centers (s) of the columns of `stft_power`, float64 numpy."
-    return (nperseg / 2 + np.arange((samples - noverlap) // (nperseg - noverlap)) * (nperseg - noverlap)) / rate
-
-
 @lru_cache(maxsize=64)
 def _stft_window(nperseg, window, rate, nfft, fmin, fmax, constant, dtype, device):
     from scipy.signal import get_window
     w = get_window(window, nperseg)
     f = stft_frequencies(nfft, rate, fmin, fmax)
-    if not len(f): raise HmsError(f"no frequency from {fmin} to {fmax} Hz", where="stft_power", cure=f"rows are {rate / nfft:g} Hz apart")
+    if not len(f):
+        raise HmsError(f"no frequency from {fmin} to {fmax} Hz", where="stft_power",
+                       cure=f"rows are {rate / nfft:g} Hz apart")
     sides = np.where((f == 0) | (np.abs(f - rate / 2) < 1e-9), 1, 2) / (rate * (w**2).sum())
     basis = None
     if 2 * len(f) * nperseg < 8 * nfft * np.log2(nfft):
         basis = _dft(w, f / rate)
         basis = torch.from_numpy(basis - basis.mean(0) if constant else basis).to(device, dtype)
     first = int(round(f[0] * nfft / rate))
-    return torch.from_numpy(w).to(device, dtype), torch.from_numpy(sides).to(device, dtype), basis, slice(first, first + len(f))
+    w, sides = (torch.from_numpy(v).to(device, dtype) for v in (w, sides))
+    return w, sides, basis, slice(first, first + len(f))
 
 # %% ../../nbs/02_signal/02_spectrogram.ipynb #b0e64e64
 @full_precision
-def stft_power(x, rate=EEG_RATE, nperseg=256, noverlap=None, nfft=None, detrend="constant", window=("tukey", .25), fmin=0.0, fmax=None):
-    """Power density: (..., T) -> (..., F, frames), scipy.signal.spectrogram with its defaults; rows from `fmin` to `fmax` Hz only.
+def stft_power(x, rate=EEG_RATE, nperseg=256, noverlap=None, nfft=None, detrend="constant",
+               window=("tukey", .25), fmin=0.0, fmax=None):
+    """Power density: (..., T) -> (..., F, frames), scipy.signal.spectrogram with its defaults; rows from
+    `fmin` to `fmax` Hz only.
 
-    `noverlap` is nperseg // 8 by default, `nfft` nperseg; `detrend` is "constant" or False. No padding: windows lie inside."""
+    `noverlap` is nperseg // 8 by default, `nfft` nperseg; `detrend` is "constant" or False. No padding:
+    windows lie inside."""
     noverlap = nperseg // 8 if noverlap is None else noverlap
     nfft, window = nfft or nperseg, tuple(window) if isinstance(window, list) else window
     step, frames = nperseg - noverlap, (x.shape[-1] - noverlap) // (nperseg - noverlap)
-    if frames < 1: raise HmsError(f"{x.shape[-1]} samples are fewer than a window of {nperseg}", where="stft_power", cure="a smaller nperseg")
-    w, sides, basis, used = _stft_window(nperseg, window, rate, nfft, fmin, fmax, detrend == "constant", x.dtype, x.device)
+    if frames < 1:
+        raise HmsError(f"{x.shape[-1]} samples are fewer than a window of {nperseg}", where="stft_power",
+                       cure="a smaller nperseg")
+    w, sides, basis, used = _stft_window(nperseg, window, rate, nfft, fmin, fmax, detrend == "constant",
+                                         x.dtype, x.device)
 
     def rows(x):
         if detrend: x = x - x.mean(-1, keepdim=True)
@@ -196,14 +212,20 @@ def _tapers(n, bandwidth, count, dtype, device):
 def multitaper(x, rate=EEG_RATE, pad=True):
     """The host's spectrum of each row: (..., T) at 200 Hz, already high-passed -> (..., 100, S) power.
 
-    Windows of 4 s every 2 s, 3 Slepian tapers of unit energy (time-bandwidth 2), |FFT(1024)|^2 averaged over tapers and divided
-    by 200, bins 3..102 (0.59 to 19.92 Hz). pad=True: S = T // 400, column i is centered on 2 i + 1 s as in the host's files, the ends
+    Windows of 4 s every 2 s, 3 Slepian tapers of unit energy (time-bandwidth 2), |FFT(1024)|^2 averaged
+    over tapers and divided
+    by 200, bins 3..102 (0.59 to 19.92 Hz). pad=True: S = T // 400, column i is centered on 2 i + 1 s as in
+    the host's files, the ends
     extended by reflection. pad=False: windows inside only, centered on 2, 4, 6 ... s."""
-    if rate != EEG_RATE: raise HmsError(f"the host's recipe is for {EEG_RATE} Hz, not {rate}", where="multitaper", cure="resample")
+    if rate != EEG_RATE:
+        raise HmsError(f"the host's recipe is for {EEG_RATE} Hz, not {rate}", where="multitaper",
+                       cure="resample")
     tapers = _tapers(HOST_WINDOW, 2, 3, x.dtype, x.device)[:, None]
     edge = (HOST_WINDOW - HOST_STEP) // 2 if pad else 0
     frames = (x.shape[-1] + 2 * edge - HOST_WINDOW) // HOST_STEP + 1
-    if frames < 1: raise HmsError(f"{x.shape[-1]} samples are fewer than a window", where="multitaper", cure="at least 4 s")
+    if frames < 1:
+        raise HmsError(f"{x.shape[-1]} samples are fewer than a window", where="multitaper",
+                       cure="at least 4 s")
 
     def rows(x):
         if pad: x = torch.nn.functional.pad(x, (edge, edge), mode="reflect")
@@ -221,9 +243,11 @@ def _gaps(valid, pad):
 
 @full_precision
 def host_spectrogram(eeg, pad=True):
-    """The competition's own spectrogram from raw EEG: (..., 20, T) microvolts -> (..., 4, 100, S), panels in the order of `PANELS`.
+    """The competition's own spectrogram from raw EEG: (..., 20, T) microvolts -> (..., 4, 100, S), panels
+    in the order of `PANELS`.
 
-    Differences of the four chains, high-pass 0.5 Hz (order 4, zero-phase), `multitaper`, mean over a chain's differences. A
+    Differences of the four chains, high-pass 0.5 Hz (order 4, zero-phase), `multitaper`, mean over a
+    chain's differences. A
     window with missing samples does not count; where all four differences miss some, the value is NaN."""
     x, valid = repair(MONTAGES["chains"].derive(eeg))
     power = multitaper(butter(x, 4, low=.5), pad=pad)

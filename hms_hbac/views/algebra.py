@@ -18,13 +18,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..core import (EEG_RATE, PANELS, SPEC_BINS, SPEC_FREQUENCIES, SPEC_STEP, SPEC_STEPS,
-                           RecipeError, parse)
+from ..core import EEG_RATE, PANELS, SPEC_BINS, SPEC_FREQUENCIES, SPEC_STEP, SPEC_STEPS, RecipeError
 
 # %% ../../nbs/05_views/01_algebra.ipynb #ce96b659
 class Tile(NamedTuple):
-    """A rectangle of a picture with axes of its own. `rows`, `columns`: its edges in pixels; pixel i reaches from i to i + 1.
-    `hz`: the frequencies at its two row edges; `seconds`: the times at its column edges, 0 in the label's middle; None: unknown."""
+    """A rectangle of a picture with axes of its own. `rows`, `columns`: its edges in pixels; pixel i
+    reaches from i to i + 1.
+    `hz`: the frequencies at its two row edges; `seconds`: the times at its column edges, 0 in the label's
+    middle; None: unknown."""
     rows: tuple
     columns: tuple
     label: str = ""
@@ -33,7 +34,8 @@ class Tile(NamedTuple):
 
 
 def between(place, edges, values):
-    "The value at `place` where the two `edges` have these two `values`, on a straight line; None if `values` is None."
+    """The value at `place` where the two `edges` have these two `values`, on a straight line; None if
+    `values` is None."""
     return values and values[0] + (place - edges[0]) / (edges[1] - edges[0]) * (values[1] - values[0])
 
 
@@ -44,7 +46,8 @@ def cells(first, step, n):
 # %% ../../nbs/05_views/01_algebra.ipynb #838cf838
 def shifted(tiles, down=0, right=0):
     "The same tiles at another place."
-    return [t._replace(rows=(t.rows[0] + down, t.rows[1] + down), columns=(t.columns[0] + right, t.columns[1] + right)) for t in tiles]
+    return [t._replace(rows=(t.rows[0] + down, t.rows[1] + down),
+                       columns=(t.columns[0] + right, t.columns[1] + right)) for t in tiles]
 
 
 def cropped(tiles, top, left, height, width):
@@ -54,31 +57,39 @@ def cropped(tiles, top, left, height, width):
         rows = max(t.rows[0], top), min(t.rows[1], top + height)
         columns = max(t.columns[0], left), min(t.columns[1], left + width)
         if rows[0] < rows[1] and columns[0] < columns[1]:
-            hz, seconds = t.hz and tuple(between(r, t.rows, t.hz) for r in rows), t.seconds and tuple(between(c, t.columns, t.seconds) for c in columns)
+            hz, seconds = t.hz and tuple(between(r, t.rows, t.hz)
+                                         for r in rows), t.seconds and tuple(between(c, t.columns, t.seconds)
+                                                                             for c in columns)
             kept.append(Tile(rows, columns, t.label, hz, seconds))
     return shifted(kept, -top, -left)
 
 # %% ../../nbs/05_views/01_algebra.ipynb #d1b4b642
-MOST_VALUES = 2**24                # of one sample's picture: 64 MiB in float32; the largest published one has 3.2 million
+# of one sample's picture: 64 MiB in float32; the largest published one has 3.2 million
+MOST_VALUES = 2**24
 
 
 def bounded(view, shape):
-    "`shape` as whole numbers, if it is a picture's or sequence's and of at most `MOST_VALUES`; else `RecipeError` with the memory it takes."
+    """`shape` as whole numbers, if it is a picture's or sequence's and of at most `MOST_VALUES`; else
+    `RecipeError` with the memory it takes."""
     where = type(view).__name__
     try: shape = tuple(operator.index(n) for n in shape)
-    except TypeError: raise RecipeError(f"sizes {shape} are not whole numbers", where=where, cure="write whole numbers") from None
+    except TypeError: raise RecipeError(f"sizes {shape} are not whole numbers", where=where,
+                                        cure="write whole numbers") from None
     if len(shape) not in (2, 3) or min(shape) < 1:
         raise RecipeError(f"no picture has the shape {shape}", where=where, cure="sizes of 1 and more")
     if math.prod(shape) > MOST_VALUES:
-        raise RecipeError(f"a picture of {' x '.join(map(str, shape))} takes about {math.prod(shape) / 2**18:,.0f} MiB a sample",
+        size = f"{' x '.join(map(str, shape))} takes about {math.prod(shape) / 2**18:,.0f} MiB a sample"
+        raise RecipeError(f"a picture of {size}",
                           where=where, cure=f"at most {MOST_VALUES / 2**18:g} MiB ({MOST_VALUES:,} values)")
     return shape
 
 # %% ../../nbs/05_views/01_algebra.ipynb #93e20217
 class View(nn.Module):
-    """A picture of the batch: `view(batch)` -> (B, C, H, W) or (B, C, T), finite, float32, on the batch's device.
+    """A picture of the batch: `view(batch)` -> (B, C, H, W) or (B, C, T), finite, float32, on the batch's
+    device.
     A sliding view returns (B, N, C, H, W) in evaluation: N windows of one picture.
-    A class says beside its `forward` what that takes from the batch: `reads = ("eeg",)`; unsaid, it counts as everything."""
+    A class says beside its `forward` what that takes from the batch: `reads = ("eeg",)`; unsaid, it counts
+    as everything."""
     def __init__(self, **given):
         super().__init__()
         for name, value in given.items():
@@ -93,11 +104,13 @@ class View(nn.Module):
     def shape(self, shape): self.__dict__["_shape"] = bounded(self, shape)
 
     def __call__(self, batch):
-        with torch.autocast(next(iter(batch.values())).device.type, enabled=False):      # pictures are drawn in float32
+        # pictures are drawn in float32
+        with torch.autocast(next(iter(batch.values())).device.type, enabled=False):
             return torch.nan_to_num(super().__call__(batch), nan=0., posinf=0., neginf=0.)
 
     def tiles(self, window=0):
-        "The picture's `Tile`s in evaluation, for a sliding view those of `window`; None: those of a random crop in training."
+        """The picture's `Tile`s in evaluation, for a sliding view those of `window`; None: those of a random
+        crop in training."""
         return [Tile((0, self.shape[-2]), (0, self.shape[-1]))]
 
     def __repr__(self):
@@ -115,7 +128,8 @@ ENTRIES = ("eeg", "spectrogram")
 
 
 def own_reads(part):
-    "What the `forward` of `part` takes from a batch, as said by the class that wrote it or one derived from it; unsaid: all `ENTRIES`."
+    """What the `forward` of `part` takes from a batch, as said by the class that wrote it or one derived from
+    it; unsaid: all `ENTRIES`."""
     for c in type(part).__mro__:
         if "reads" in vars(c): return frozenset((c.reads,) if isinstance(c.reads, str) else c.reads)
         if "forward" in vars(c): break
@@ -125,12 +139,14 @@ def own_reads(part):
 def _needs(view):
     needs = frozenset().union(*(own_reads(m) for m in view.modules() if isinstance(m, View)))
     if needs - set(ENTRIES):
-        raise RecipeError(f"unknown entries {sorted(needs - set(ENTRIES))} of a batch", where=type(view).__name__,
+        raise RecipeError(f"unknown entries {sorted(needs - set(ENTRIES))} of a batch",
+                          where=type(view).__name__,
                           cure=f"reads may name {', '.join(ENTRIES)}")
     return needs
 
 
-View.needs = property(_needs, doc="What the picture takes from the batch: a frozenset of 'eeg' and 'spectrogram'.")
+View.needs = property(_needs,
+                      doc="What the picture takes from the batch: a frozenset of 'eeg' and 'spectrogram'.")
 View.spec_steps = property(lambda view: SPEC_STEPS * ("spectrogram" in view.needs))
 View.uses_eeg = property(lambda view: "eeg" in view.needs)
 
@@ -143,15 +159,17 @@ def _blocks(view):
     return out
 
 
-View.blocks = property(_blocks, doc="[(first column, end column)]: stretches of the last axis with one time axis each.")
+View.blocks = property(_blocks, doc="[(first column, end column)]: stretches with one time axis each.")
 
 # %% ../../nbs/05_views/01_algebra.ipynb #e2ee9fed
 LOGS = {"ln": torch.log, "log10": torch.log10, "log1p": torch.log1p, None: lambda x: x}
 
 
 def squash(power, clip=(-4, 8), log="ln"):
-    "Power held between e**clip[0] and e**clip[1] (None: as it is), then `log`: ln, log10, log1p or None. NaN stays NaN."
-    if log not in LOGS: raise RecipeError(f"unknown logarithm {log!r}", cure=f"use {', '.join(map(repr, LOGS))}")
+    """Power held between e**clip[0] and e**clip[1] (None: as it is), then `log`: ln, log10, log1p or None.
+    NaN stays NaN."""
+    if log not in LOGS:
+        raise RecipeError(f"unknown logarithm {log!r}", cure=f"use {', '.join(map(repr, LOGS))}")
     if clip is not None: power = power.clamp(float(np.exp(clip[0])), float(np.exp(clip[1])))
     return LOGS[log](power)
 
@@ -165,11 +183,13 @@ def moments(x, dims):
 
 # %% ../../nbs/05_views/01_algebra.ipynb #f2b02cd8
 class Standard(nn.Module):
-    "(x - mean) / (std + eps) by `image`, `panel`, `row` or `dataset`, of (..., C, H, W) or, with `axes` 2, (..., C, T). NaN stays NaN."
+    """(x - mean) / (std + eps) by `image`, `panel`, `row` or `dataset`, of (..., C, H, W) or, with `axes` 2,
+    (..., C, T). NaN stays NaN."""
     def __init__(self, by, mean=None, std=None, panels=4, axes=3, eps=1e-6):
         super().__init__()
         if by not in ("image", "panel", "row", "dataset", None):
-            raise RecipeError(f"unknown normalisation {by!r}", cure="use 'image', 'panel', 'row', 'dataset' or None")
+            raise RecipeError(f"unknown normalisation {by!r}",
+                              cure="use 'image', 'panel', 'row', 'dataset' or None")
         self.by, self.panels, self.axes, self.eps = by, panels, axes, eps
         self.learns, self.known, self.sums = by == "dataset" and mean is None, False, None
         if by == "dataset":
@@ -187,7 +207,8 @@ class Standard(nn.Module):
 
 # %% ../../nbs/05_views/01_algebra.ipynb #6b69de60
 def observe(part, x):
-    "Add the finite values of `x` to a `Standard`'s sums: count, sum and sum of squares around the first batch's mean, in float64."
+    """Add the finite values of `x` to a `Standard`'s sums: count, sum and sum of squares around the first
+    batch's mean, in float64."""
     x = x[torch.isfinite(x)].double()
     if not len(x): return
     if not part.sums: part.sums = [x.mean(), 0, 0., 0.]
@@ -206,19 +227,23 @@ def constants(part, x):
 
 # %% ../../nbs/05_views/01_algebra.ipynb #e57b9517
 def _finish(part, where):
-    if not part.sums: raise RecipeError("no finite value to learn constants from", where=where, cure="give batches with data")
+    if not part.sums:
+        raise RecipeError("no finite value to learn constants from", where=where,
+                          cure="give batches with data")
     shift, n, total, squares = part.sums
     part.mean.copy_(shift + total / n)
     part.std.copy_((squares / n - (total / n)**2).clamp(min=0).sqrt())
 
 
 def fit(view, batches):
-    "Learn the dataset's constants in one pass over `batches` and return the view; a view that learns nothing is left alone."
+    """Learn the dataset's constants in one pass over `batches` and return the view; a view that learns
+    nothing is left alone."""
     learners = [m for m in view.modules() if isinstance(m, Standard) and m.learns]
     for m in view.modules():
         own = [c for c in m.children() if c in learners]
         if own and any(c in learners and c not in own for c in m.modules()):
-            raise RecipeError("one dataset normalisation inside another", where=repr(view), cure="keep the inner one")
+            raise RecipeError("one dataset normalisation inside another", where=repr(view),
+                              cure="keep the inner one")
     if not learners: return view
     training = view.training
     view.eval()
@@ -234,21 +259,24 @@ def fit(view, batches):
 View.fit = fit
 
 # %% ../../nbs/05_views/01_algebra.ipynb #904dc0fe
-HOST_HZ = cells(SPEC_FREQUENCIES[0], EEG_RATE / 1024, SPEC_BINS)         # edges of the host's 100 frequency bins
+# edges of the host's 100 frequency bins
+HOST_HZ = cells(SPEC_FREQUENCIES[0], EEG_RATE / 1024, SPEC_BINS)
 
 
 def panel_index(order):
     "Positions in `PANELS` of the panels that `order` names, as in 'LL,LP,RL,RP'."
     names = order.split(",")
     if sorted(names) != sorted(PANELS):
-        raise RecipeError(f"unknown panels {order!r}", cure=f"name each of {', '.join(PANELS)} once, as in 'LL,RL,LP,RP'")
+        raise RecipeError(f"unknown panels {order!r}",
+                          cure=f"name each of {', '.join(PANELS)} once, as in 'LL,RL,LP,RP'")
     return [PANELS.index(n) for n in names]
 
 
 def panel_tiles(view, hz, seconds):
     "Tiles of a picture of four equal panels in the view's `order`, all with the same axes."
     _, height, width = view.shape
-    return [Tile((i * height // 4, (i + 1) * height // 4), (0, width), name, hz, seconds) for i, name in enumerate(view.order.split(","))]
+    return [Tile((i * height // 4, (i + 1) * height // 4), (0, width), name, hz, seconds) for i,
+            name in enumerate(view.order.split(","))]
 
 
 def centred(x, width):
@@ -258,33 +286,44 @@ def centred(x, width):
 
 # %% ../../nbs/05_views/01_algebra.ipynb #ed6c11e7
 class Panels(View):
-    """The Kaggle spectrogram, (1, 400, steps): panels of `order` from the top, 100 rows of 0.59-19.92 Hz each, low first; columns of 2 s.
-    `norm`: panel, image, global (constants `mean`, `std`), dataset (learned by `fit`), or None, which leaves NaN for a view around it.
-    `clip`, `log`: see `squash`. `steps` columns are centred on the label's 10-minute window; outside of its 300 columns all is missing, in training as in a test row."""
+    """The Kaggle spectrogram, (1, 400, steps): panels of `order` from the top, 100 rows of 0.59-19.92 Hz
+    each, low first; columns of 2 s.
+    `norm`: panel, image, global (constants `mean`, `std`), dataset (learned by `fit`), or None, which
+    leaves NaN for a view around it.
+    `clip`, `log`: see `squash`. `steps` columns are centred on the label's 10-minute window; outside of
+    its 300 columns all is missing, in training as in a test row."""
     reads = ("spectrogram",)
 
-    def __init__(self, norm="panel", order="LL,RL,LP,RP", clip=(-4, 8), log="ln", mean=-0.08340271, std=1.9072835, steps=SPEC_STEPS):
+    def __init__(self, norm="panel", order="LL,RL,LP,RP", clip=(-4, 8), log="ln", mean=-0.08340271,
+                 std=1.9072835, steps=SPEC_STEPS):
         super().__init__(norm=norm, order=order, clip=clip, log=log, mean=mean, std=std, steps=steps)
         self.index, self.shape = panel_index(order), (1, 4 * SPEC_BINS, steps)
         self.standard = Standard("dataset", mean, std) if norm == "global" else Standard(norm)
-        squash(torch.ones(1), clip, log)                     # an unknown logarithm is told now, not at the first batch
+        # an unknown logarithm is told now, not at the first batch
+        squash(torch.ones(1), clip, log)
 
     def forward(self, batch):
         x = centred(centred(batch["spectrogram"].float(), SPEC_STEPS), self.steps)
         x = torch.cat([x[:, i] for i in self.index], 1).unsqueeze(1)
         return self.standard(squash(x, self.clip, self.log))
 
-    def tiles(self, window=0):          # an odd number of steps has no middle: its seconds depend on the batch
-        return panel_tiles(self, HOST_HZ, None if self.steps % 2 else (-self.steps / 2 * SPEC_STEP, self.steps / 2 * SPEC_STEP))
+    def tiles(self, window=0):
+        # an odd number of steps has no middle: its seconds depend on the batch
+        return panel_tiles(self, HOST_HZ,
+                           None if self.steps % 2
+                           else (-self.steps / 2 * SPEC_STEP, self.steps / 2 * SPEC_STEP))
 
 # %% ../../nbs/05_views/01_algebra.ipynb #02a782d7
 def images(*views, panels=1):
     "`views` unchanged, if all are image views whose rows make `panels` equal panels; else `RecipeError`."
     for v in views:
-        if not isinstance(v, View): raise RecipeError(f"{v!r} is no view", where="view", cure="put views inside, such as Panels()")
+        if not isinstance(v, View):
+            raise RecipeError(f"{v!r} is no view", where="view", cure="put views inside, such as Panels()")
         if len(v.shape) != 3 or v.shape[1] % panels:
-            raise RecipeError(f"{v!r} of shape {v.shape} is no image" + f" of {panels} panels" * (panels > 1), where="view", cure="use an image view, such as Panels()")
-    if not views: raise RecipeError("no views to join", where="view", cure="put views inside, such as Panels()")
+            raise RecipeError(f"{v!r} of shape {v.shape} is no image" + f" of {panels} panels" * (panels > 1),
+                              where="view", cure="use an image view, such as Panels()")
+    if not views:
+        raise RecipeError("no views to join", where="view", cure="put views inside, such as Panels()")
     return views
 
 # %% ../../nbs/05_views/01_algebra.ipynb #59e970a2
@@ -303,12 +342,14 @@ class HStack(View):
     def __init__(self, *views):
         super().__init__(views=nn.ModuleList(images(*views)))
         if len({v.shape[:2] for v in views}) != 1:
-            raise RecipeError(f"HStack needs equal heights, got shapes {[v.shape for v in views]}", cure="resize or pad the smaller ones")
+            raise RecipeError(f"HStack needs equal heights, got shapes {[v.shape for v in views]}",
+                              cure="resize or pad the smaller ones")
         self.shape = (*views[0].shape[:2], sum(v.shape[2] for v in views))
 
     def tiles(self, window=0):
         starts = np.cumsum([0] + [v.shape[2] for v in self.views]).tolist()
-        return [t for s, v in zip(starts, self.views) for t in shifted(v.tiles(window), right=s)]
+        return [t for s,
+                v in zip(starts, self.views, strict=False) for t in shifted(v.tiles(window), right=s)]
 
     def forward(self, batch): return together(self.views, batch, -1)
 
@@ -320,12 +361,13 @@ class VStack(View):
     def __init__(self, *views):
         super().__init__(views=nn.ModuleList(images(*views)))
         if len({(v.shape[0], v.shape[2]) for v in views}) != 1:
-            raise RecipeError(f"VStack needs equal widths, got shapes {[v.shape for v in views]}", cure="resize or pad the smaller ones")
+            raise RecipeError(f"VStack needs equal widths, got shapes {[v.shape for v in views]}",
+                              cure="resize or pad the smaller ones")
         self.shape = (views[0].shape[0], sum(v.shape[1] for v in views), views[0].shape[2])
 
     def tiles(self, window=0):
         starts = np.cumsum([0] + [v.shape[1] for v in self.views]).tolist()
-        return [t for s, v in zip(starts, self.views) for t in shifted(v.tiles(window), down=s)]
+        return [t for s, v in zip(starts, self.views, strict=False) for t in shifted(v.tiles(window), down=s)]
 
     def forward(self, batch): return together(self.views, batch, -2)
 

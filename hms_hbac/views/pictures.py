@@ -17,11 +17,12 @@ from .algebra import Tile, between
 
 # %% ../../nbs/05_views/04_pictures.ipynb #b49a49a3
 def tile_ticks(edges, values, count, margin=0):
-    "[(place between the `edges`, text)] for round numbers between the two `values`, `margin` (a share) away from both ends."
+    """[(place between the `edges`, text)] for round numbers between the two `values`, `margin` (a share) away
+    from both ends."""
     low, high = sorted(values)
-    room = margin * (high - low)
+    spare = margin * (high - low)
     numbers = MaxNLocator(count, steps=[1, 2, 5, 10]).tick_values(low, high)
-    return [(between(v, values, edges), f"{v + 0.:g}") for v in numbers if low + room <= v <= high - room]
+    return [(between(v, values, edges), f"{v + 0.:g}") for v in numbers if low + spare <= v <= high - spare]
 
 
 def row_ticks(tile):
@@ -35,33 +36,43 @@ def stretches(tiles):
     out = []
     for t in sorted(tiles, key=lambda t: (t.columns, t.rows)):
         below = out[-1][-1] if out else None
-        if below and (below.columns, below.seconds, below.rows[1]) == (t.columns, t.seconds, t.rows[0]): out[-1].append(t)
+        if below and (below.columns, below.seconds, below.rows[1]) == (t.columns, t.seconds, t.rows[0]):
+            out[-1].append(t)
         else: out.append([t])
     return out
 
 # %% ../../nbs/05_views/04_pictures.ipynb #6b035792
-NAME_STYLE = dict(color="white", fontsize=7, ha="left", va="center", path_effects=[withStroke(linewidth=1.5, foreground="black")])
+NAME_STYLE = dict(color="white", fontsize=7, ha="left", va="center",
+                  path_effects=[withStroke(linewidth=1.5, foreground="black")])
 
 
 def spread(edges, gap):
-    "Places on 0...1 for sorted `edges`, `gap` between neighbours: {edge: (where the stretch before it ends, where the next begins)}."
+    """Places on 0...1 for sorted `edges`, `gap` between neighbours: {edge: (where the stretch before it ends,
+    where the next begins)}."""
     size = (1 - gap * (len(edges) - 2)) / (edges[-1] - edges[0])
     at = [(e - edges[0]) * size + gap * i for i, e in enumerate(edges)]
-    return {e: (a - gap * (i > 0), a - gap * (i == len(edges) - 1)) for i, (e, a) in enumerate(zip(edges, at))}
+    return {e: (a - gap * (i > 0), a - gap * (i == len(edges) - 1)) for i,
+            (e, a) in enumerate(zip(edges, at, strict=False))}
 
 # %% ../../nbs/05_views/04_pictures.ipynb #221100f5
 def draw_stretch(x, tiles, ax, upward, **colors):
-    "The part of the picture `x` (H, W) under `tiles`, which share a time axis, with ticks in Hz and s where they know them."
+    """The part of the picture `x` (H, W) under `tiles`, which share a time axis, with ticks in Hz and s where
+    they know them."""
     first, last = tiles[0], tiles[-1]
-    ax.imshow(x, aspect="auto", origin="lower", extent=(0, x.shape[1], 0, x.shape[0]), cmap="viridis", **colors)
-    ax.set(xlim=first.columns, ylim=(first.rows[0], last.rows[1])[::1 if upward else -1], xlabel="s" if first.seconds else "column",
+    ax.imshow(x, aspect="auto", origin="lower", extent=(0, x.shape[1], 0, x.shape[0]), cmap="viridis",
+              **colors)
+    ax.set(xlim=first.columns, ylim=(first.rows[0], last.rows[1])[::1 if upward else -1],
+           xlabel="s" if first.seconds else "column",
            ylabel="Hz" if first.hz else "" if first.label else "row")
-    ax.set_xticks(*zip(*tile_ticks(first.columns, first.seconds or [c - .5 for c in first.columns], 4)))
-    ax.set_yticks(*zip(*[mark for t in tiles for mark in row_ticks(t)]))
+    ax.set_xticks(*zip(*tile_ticks(first.columns, first.seconds or [c - .5 for c in first.columns], 4),
+                       strict=False))
+    ax.set_yticks(*zip(*[mark for t in tiles for mark in row_ticks(t)], strict=False))
     for t in tiles[1:]: ax.axhline(t.rows[0], color="white", lw=1)
-    for t in tiles if first.hz else (): ax.text(.015, sum(t.rows) / 2, t.label, transform=ax.get_yaxis_transform(), **NAME_STYLE)
+    for t in tiles if first.hz else ():
+        ax.text(.015, sum(t.rows) / 2, t.label, transform=ax.get_yaxis_transform(), **NAME_STYLE)
     for s in (-LABEL_SECONDS / 2, LABEL_SECONDS / 2) if first.seconds else ():
-        if first.seconds[0] < s < first.seconds[1]: ax.axvline(between(s, first.seconds, first.columns), color="white", lw=.8, ls=":")
+        if first.seconds[0] < s < first.seconds[1]:
+            ax.axvline(between(s, first.seconds, first.columns), color="white", lw=.8, ls=":")
     ax.tick_params(labelsize=6, length=2, pad=1.5)
     ax.xaxis.label.set_size(7), ax.yaxis.label.set_size(7)
     return ax
@@ -73,13 +84,15 @@ def draw_image(x, tiles, ax):
     width, height = ax.get_window_extent().size / ax.figure.dpi
     groups = stretches(tiles)
     across = spread(sorted({0, x.shape[1], *(e for t in tiles for e in t.columns)}), .42 / width)
-    along = spread(sorted({0, x.shape[0], *(e for g in groups for e in (g[0].rows[0], g[-1].rows[1]))}), .42 / height)
+    along = spread(sorted({0, x.shape[0], *(e for g in groups for e in (g[0].rows[0], g[-1].rows[1]))}),
+                   .42 / height)
     colors = dict(vmin=np.nanpercentile(x, 1), vmax=np.nanpercentile(x, 99))
     ax.set(xticks=[], yticks=[])
     ax.set_frame_on(False)
     out = []
     for g in groups:
-        left, right, low, high = across[g[0].columns[0]][1], across[g[0].columns[1]][0], along[g[0].rows[0]][1], along[g[-1].rows[1]][0]
+        left, right = across[g[0].columns[0]][1], across[g[0].columns[1]][0]
+        low, high = along[g[0].rows[0]][1], along[g[-1].rows[1]][0]
         box = ax.inset_axes([left, low if upward else 1 - high, right - left, high - low])
         out.append(draw_stretch(x, g, box, upward, **colors))
     return out
@@ -90,9 +103,11 @@ def draw_sequence(x, tiles, ax):
     step, names, first = 6 * np.nanstd(x) or 1, range(len(x)), tiles[0]
     t = np.arange(x.shape[1])
     if first.seconds: t = between(t + .5, first.columns, first.seconds)
-    if [tile.rows for tile in tiles] == [(i, i + 1) for i in names]: names = [tile.label or i for i, tile in enumerate(tiles)]
+    if [tile.rows for tile in tiles] == [(i, i + 1) for i in names]:
+        names = [tile.label or i for i, tile in enumerate(tiles)]
     for i, trace in enumerate(x): ax.plot(t, trace - i * step, lw=.5, color="0.1")
-    ax.set(xlabel="s" if first.seconds else "sample", yticks=-step * np.arange(len(x)), ylabel="channel" if isinstance(names, range) else "")
+    ax.set(xlabel="s" if first.seconds else "sample", yticks=-step * np.arange(len(x)),
+           ylabel="channel" if isinstance(names, range) else "")
     ax.set_yticklabels(names, fontsize=6)
     ax.set_xlim(t[0], t[-1])
     ax.tick_params(axis="x", labelsize=7)
@@ -100,8 +115,10 @@ def draw_sequence(x, tiles, ax):
 
 # %% ../../nbs/05_views/04_pictures.ipynb #ed4f34ba
 def view_image(image, view=None, ax=None, title=None, window=0):
-    """A view's output for one event, (C, H, W), (N, C, H, W) or (C, T), with axes in Hz and in s from the label's middle; one axes per
-    time axis, in a list. Of N windows `window` is shown. Without a view, or where it does not know: rows and columns."""
+    """A view's output for one event, (C, H, W), (N, C, H, W) or (C, T), with axes in Hz and in s from the
+    label's middle; one axes per
+    time axis, in a list. Of N windows `window` is shown. Without a view, or where it does not know: rows
+    and columns."""
     ax, x = ax or plt.subplots(figsize=(8, 4))[1], np.asarray(image, dtype=float)
     drawn = view is not None and view.training and x.ndim < 4                 # from a random place
     if x.ndim == 4: x = x[window]

@@ -5,28 +5,57 @@
 # %% auto #0
 __all__ = ['PARTS', 'SPECTROGRAM_VIEWS', 'EEG_VIEWS', 'EXPRESSIONS', 'VIEWS', 'differences', 'chain_panels', 'beginning',
            'in_parts', 'Mels', 'StftPicture', 'OwnSpectrogram', 'HostSpectrogram', 'band_name', 'Sequence', 'RawImage',
-           'view']
+           'view', 'named_view']
 
 # %% ../../nbs/05_views/03_systems.ipynb #38662e23
 import torch
 
 from ..core import CHANNELS, EEG_RATE, EEG_SAMPLES, RecipeError, parse
-from ..signal.filters import butter, butter_sections, montage as derivations, notch_sections, repair, sections_filter
+from ..signal.filters import butter, butter_sections, notch_sections, repair, sections_filter
+from ..signal.filters import montage as derivations
 from ..signal.spectrogram import host_spectrogram, log_mel, stft_frequencies, stft_power
-from .algebra import (HOST_HZ, Grid, HStack, Panels, Standard, Tile, View, VStack, cells, centred, moments,
-                                   panel_index, panel_tiles, squash)
-from .transforms import (Bundle, CropPad, Flip, Log, Normalize, Percentiles, Repeat, Resize, Scale, SlidingWindows, Stats,
-                                      random_start, take)
+from hms_hbac.views.algebra import (
+    HOST_HZ,
+    Grid,
+    HStack,
+    Panels,
+    Tile,
+    View,
+    VStack,
+    cells,
+    centred,
+    moments,
+    panel_index,
+    panel_tiles,
+    squash,
+)
+from hms_hbac.views.transforms import (
+    Bundle,
+    CropPad,
+    Flip,
+    Log,
+    Normalize,
+    Percentiles,
+    Repeat,
+    Resize,
+    Scale,
+    SlidingWindows,
+    Stats,
+    random_start,
+    take,
+)
 
 # %% ../../nbs/05_views/03_systems.ipynb #c28470d8
 def differences(eeg, samples=EEG_SAMPLES):
-    "Middle `samples` of (B, 20, T) -> the 16 chain differences (B, 16, samples), gaps filled, and `alive` (B, 16): which hold any value."
+    """Middle `samples` of (B, 20, T) -> the 16 chain differences (B, 16, samples), gaps filled, and `alive`
+    (B, 16): which hold any value."""
     x, valid = repair(derivations("chains").derive(centred(eeg.float(), samples)))
     return x, valid.any(-1)
 
 
 def chain_panels(images, alive, order):
-    "(B, 16, F, S) images -> (B, 1, 4F, S): the mean over each chain's living differences, panels of `order` from the top; NaN where none lives."
+    """(B, 16, F, S) images -> (B, 1, 4F, S): the mean over each chain's living differences, panels of `order`
+    from the top; NaN where none lives."""
     weight = alive.to(images.dtype)[..., None, None]
     x = (images * weight).unflatten(1, (4, 4)).sum(2) / weight.unflatten(1, (4, 4)).sum(2)
     return torch.cat([x[:, i] for i in panel_index(order)], 1).unsqueeze(1)
@@ -44,8 +73,10 @@ def in_parts(draw, eeg, numbers):
 
 # %% ../../nbs/05_views/03_systems.ipynb #865e4cb7
 class Mels(View):
-    """Log-mel panels of the middle `seconds`, (1, 4 * height, width): panels of `order` from the top, `height` mel bands of 0-20 Hz each,
-    low first; columns of seconds / width. Values (dB + 40) / 40: 1 is the loudest cell of a difference, -1 is 80 dB less."""
+    """Log-mel panels of the middle `seconds`, (1, 4 * height, width): panels of `order` from the top,
+    `height` mel bands of 0-20 Hz each,
+    low first; columns of seconds / width. Values (dB + 40) / 40: 1 is the loudest cell of a difference, -1
+    is 80 dB less."""
     reads = ("eeg",)
 
     def __init__(self, seconds=50, height=128, width=256, order="LL,LP,RL,RP"):
@@ -60,20 +91,27 @@ class Mels(View):
         return in_parts(draw, batch["eeg"], 32 * self.height * self.width)
 
     def tiles(self, window=0):
-        hz, hop = 20 / (self.height + 1), self.samples // self.width / EEG_RATE         # mel bands are equally wide below 1000 Hz
+        # mel bands are equally wide below 1000 Hz
+        hz, hop = 20 / (self.height + 1), self.samples // self.width / EEG_RATE
         return panel_tiles(self, cells(hz, hz, self.height), cells(beginning(self.samples), hop, self.width))
 
 # %% ../../nbs/05_views/03_systems.ipynb #f3e60cea
 class StftPicture(View):
-    """Spectrogram panels of the middle `seconds`, (1, 4F, frames), low frequencies first: log10 of clipped power in `band` (Hz), standard
-    scores per difference, mean over each chain. Defaults: 50 s as 4 x 267 rows, 501 columns. With (10, 260, 254, 1030): 4 x 100, 291."""
+    """Spectrogram panels of the middle `seconds`, (1, 4F, frames), low frequencies first: log10 of clipped
+    power in `band` (Hz), standard
+    scores per difference, mean over each chain. Defaults: 50 s as 4 x 267 rows, 501 columns. With (10,
+    260, 254, 1030): 4 x 100, 291."""
     reads = ("eeg",)
 
-    def __init__(self, seconds=50, nperseg=1500, noverlap=1483, nfft=2750, band=(.59, 20), clip=(-4, 6), order="LL,RL,LP,RP"):
-        super().__init__(seconds=seconds, nperseg=nperseg, noverlap=noverlap, nfft=nfft, band=band, clip=clip, order=order)
-        self.samples, self.sections = int(seconds * EEG_RATE), notch_sections(60, 30) + butter_sections(5, .7, 20)
+    def __init__(self, seconds=50, nperseg=1500, noverlap=1483, nfft=2750, band=(.59, 20), clip=(-4, 6),
+                 order="LL,RL,LP,RP"):
+        super().__init__(seconds=seconds, nperseg=nperseg, noverlap=noverlap, nfft=nfft, band=band, clip=clip,
+                         order=order)
+        self.samples, self.sections = int(seconds * EEG_RATE), notch_sections(60, 30) + butter_sections(5, .7,
+                                                                                                        20)
         if not 0 <= noverlap < nperseg <= nfft <= 2**20:
-            raise RecipeError(f"nperseg {nperseg}, noverlap {noverlap}, nfft {nfft}", where="StftPicture", cure="0 <= noverlap < nperseg <= nfft <= 2**20")
+            raise RecipeError(f"nperseg {nperseg}, noverlap {noverlap}, nfft {nfft}", where="StftPicture",
+                              cure="0 <= noverlap < nperseg <= nfft <= 2**20")
         self.rows = len(stft_frequencies(nfft, fmin=self.band[0], fmax=self.band[1]))
         self.shape = (1, 4 * self.rows, (self.samples - noverlap) // (nperseg - noverlap))
         panel_index(order)
@@ -82,20 +120,24 @@ class StftPicture(View):
         def draw(eeg):
             x, alive = differences(eeg)
             x = centred(sections_filter(x, self.sections), self.samples)
-            power = stft_power(x, nperseg=self.nperseg, noverlap=self.noverlap, nfft=self.nfft, fmin=self.band[0], fmax=self.band[1])
+            power = stft_power(x, nperseg=self.nperseg, noverlap=self.noverlap, nfft=self.nfft,
+                               fmin=self.band[0], fmax=self.band[1])
             x = squash(power, self.clip, "log10")
             mean, std = moments(x, (-2, -1))
             return chain_panels((x - mean) / (std + 1e-6), alive, self.order)
         return in_parts(draw, batch["eeg"], 32 * self.rows * self.shape[2])
 
     def tiles(self, window=0):
-        first, hop = stft_frequencies(self.nfft, fmin=self.band[0])[0], (self.nperseg - self.noverlap) / EEG_RATE
+        first, hop = stft_frequencies(self.nfft,
+                                      fmin=self.band[0])[0], (self.nperseg - self.noverlap) / EEG_RATE
         middle = beginning(self.samples) + self.nperseg / 2 / EEG_RATE                  # of the first window
-        return panel_tiles(self, cells(first, EEG_RATE / self.nfft, self.rows), cells(middle, hop, self.shape[2]))
+        return panel_tiles(self, cells(first, EEG_RATE / self.nfft, self.rows),
+                           cells(middle, hop, self.shape[2]))
 
 # %% ../../nbs/05_views/03_systems.ipynb #bb983e36
 class OwnSpectrogram(View):
-    """Plain spectrogram power of the chains, (1, 516, 448): panels of 129 rows, 0-100 Hz, low first; columns of 22 samples. Power per
+    """Plain spectrogram power of the chains, (1, 516, 448): panels of 129 rows, 0-100 Hz, low first;
+    columns of 22 samples. Power per
     cycle-per-sample (rate 1), logarithm of the chain's mean."""
     reads = ("eeg",)
 
@@ -111,11 +153,13 @@ class OwnSpectrogram(View):
         return squash(in_parts(draw, batch["eeg"], 64 * 129 * 448), self.clip, self.log)
 
     def tiles(self, window=0):
-        return panel_tiles(self, cells(0, EEG_RATE / 256, 129), cells(beginning(EEG_SAMPLES) + 75 / EEG_RATE, 22 / EEG_RATE, 448))
+        return panel_tiles(self, cells(0, EEG_RATE / 256, 129),
+                           cells(beginning(EEG_SAMPLES) + 75 / EEG_RATE, 22 / EEG_RATE, 448))
 
 # %% ../../nbs/05_views/03_systems.ipynb #9f322219
 class HostSpectrogram(View):
-    """The host's multitaper panels of the 50 s EEG, (1, 400, 25): as `Panels`, columns of 2 s; windows with gaps in all of a chain's
+    """The host's multitaper panels of the 50 s EEG, (1, 400, 25): as `Panels`, columns of 2 s; windows
+    with gaps in all of a chain's
     differences are missing."""
     reads = ("eeg",)
 
@@ -132,47 +176,59 @@ class HostSpectrogram(View):
 # %% ../../nbs/05_views/03_systems.ipynb #cf27599d
 def band_name(low, high):
     "A pass band in words: 0.5-20 Hz, < 20 Hz, > 0.5 Hz, or nothing."
-    if low is None or high is None: return "" if low is high else f"< {high:g} Hz" if low is None else f"> {low:g} Hz"
+    if low is None or high is None:
+        return "" if low is high else f"< {high:g} Hz" if low is None else f"> {low:g} Hz"
     return f"{low:g}-{high:g} Hz"
 
 # %% ../../nbs/05_views/03_systems.ipynb #c689127a
 class Sequence(View):
-    """Derivations of `montage` over time, (derivations * (1 + bands), seconds * 200 / stride), unit 32 µV: band-pass `low`-`high` Hz (None:
-    none) of `order`, held in ±1024 µV, low-pass `lowpass` Hz of the same order. Band k of `bands` is channels k * derivations on."""
+    """Derivations of `montage` over time, (derivations * (1 + bands), seconds * 200 / stride), unit 32 µV:
+    band-pass `low`-`high` Hz (None:
+    none) of `order`, held in ±1024 µV, low-pass `lowpass` Hz of the same order. Band k of `bands` is
+    channels k * derivations on.
+    In training the stretch lies anywhere in the window, with `random=False` always in the middle."""
     reads = ("eeg",)
 
-    def __init__(self, seconds=10, low=.5, high=20, bands=(), order=2, lowpass=20, stride=1, montage="eight", zero_phase=False):
-        super().__init__(seconds=seconds, low=low, high=high, bands=tuple(map(tuple, bands)), order=order, lowpass=lowpass,
-                         stride=stride, montage=montage, zero_phase=zero_phase)
+    def __init__(self, seconds=10, low=.5, high=20, bands=(), order=2, lowpass=20, stride=1, montage="eight",
+                 zero_phase=False,
+                 random=True):
+        super().__init__(seconds=seconds, low=low, high=high, bands=tuple(map(tuple, bands)), order=order,
+                         lowpass=lowpass,
+                         stride=stride, montage=montage, zero_phase=zero_phase, random=random)
         self.samples = int(seconds * EEG_RATE)
         self.shape = (len(derivations(montage)) * (1 + len(self.bands)), -(-self.samples // stride))
 
     def forward(self, batch):
         x, valid = repair(derivations(self.montage).derive(batch["eeg"].float()))
         bands = [(self.low, self.high), *self.bands]
-        x = torch.cat([butter(x, self.order, *b, self.zero_phase) if any(b) else x for b in bands], 1).clamp(-1024, 1024) / 32
+        x = torch.cat([butter(x, self.order, *b, self.zero_phase) if any(b) else x for b in bands],
+                      1).clamp(-1024, 1024) / 32
         if self.lowpass: x = butter(x, self.order, None, self.lowpass, self.zero_phase)
         room = x.shape[-1] - self.samples
-        if self.training and room > 0: return take(x, random_start(batch, room, x), self.samples)[..., ::self.stride]
+        if self.training and self.random and room > 0:
+            return take(x, random_start(batch, room, x), self.samples)[..., ::self.stride]
         return centred(x, self.samples)[..., ::self.stride]
 
     def tiles(self, window=0):
         first = band_name(self.low, self.high) or band_name(None, self.lowpass)
-        names = [f"{d} {b}".strip() for b in (first, *(band_name(*b) for b in self.bands)) for d in derivations(self.montage).labels]
-        drawn = window is None and self.samples < EEG_SAMPLES
+        names = [f"{d} {b}".strip() for b in (first, *(band_name(*b) for b in self.bands))
+                 for d in derivations(self.montage).labels]
+        drawn = window is None and self.random and self.samples < EEG_SAMPLES
         seconds = None if drawn else cells(beginning(self.samples), self.stride / EEG_RATE, self.shape[1])
         return [Tile((i, i + 1), (0, self.shape[1]), name, None, seconds) for i, name in enumerate(names)]
 
 # %% ../../nbs/05_views/03_systems.ipynb #4e5e977c
 class RawImage(View):
-    "`electrodes` over 50 s, standard scores per electrode, (1, electrodes * rows, 10000 / rows): each electrode's line is broken into `rows`."
+    """`electrodes` over 50 s, standard scores per electrode, (1, electrodes * rows, 10000 / rows): each
+    electrode's line is broken into `rows`."""
     reads = ("eeg",)
 
     def __init__(self, electrodes="Fp1,T3,C3,O1,Fp2,C4,T4,O2", rows=1):
         super().__init__(electrodes=electrodes, rows=rows)
         unknown = set(electrodes.split(",")) - set(CHANNELS)
         if unknown or EEG_SAMPLES % rows:
-            raise RecipeError(f"cannot draw {electrodes!r} in {rows} rows", where="RawImage", cure=f"use {', '.join(CHANNELS)}; a divisor of 10000")
+            raise RecipeError(f"cannot draw {electrodes!r} in {rows} rows", where="RawImage",
+                              cure=f"use {', '.join(CHANNELS)}; a divisor of 10000")
         self.index = [CHANNELS.index(e) for e in electrodes.split(",")]
         self.shape = (1, len(self.index) * rows, EEG_SAMPLES // rows)
 
@@ -183,12 +239,17 @@ class RawImage(View):
         return ((x - mean) / (std + 1e-6)).reshape(-1, *self.shape)
 
     def tiles(self, window=0):          # a broken line has no time axis of its own
-        seconds, (_, _, width) = cells(beginning(EEG_SAMPLES), 1 / EEG_RATE, EEG_SAMPLES) if self.rows == 1 else None, self.shape
-        return [Tile((i * self.rows, (i + 1) * self.rows), (0, width), name, None, seconds) for i, name in enumerate(self.electrodes.split(","))]
+        seconds, (_, _, width) = cells(beginning(EEG_SAMPLES), 1 / EEG_RATE,
+                                       EEG_SAMPLES) if self.rows == 1 else None, self.shape
+        return [Tile((i * self.rows, (i + 1) * self.rows), (0, width), name, None, seconds) for i,
+                name in enumerate(self.electrodes.split(","))]
 
 # %% ../../nbs/05_views/03_systems.ipynb #2eb1b3e8
-PARTS = {c.__name__: c for c in (Panels, Stats, Percentiles, HStack, VStack, Grid, Normalize, Log, Scale, Flip, Repeat, Resize, CropPad,
-                                 SlidingWindows, Bundle, Mels, StftPicture, OwnSpectrogram, HostSpectrogram, Sequence, RawImage)}
+PARTS = {c.__name__: c
+         for c in (Panels, Stats, Percentiles, HStack, VStack, Grid, Normalize, Log, Scale, Flip, Repeat,
+                   Resize, CropPad,
+                                 SlidingWindows, Bundle, Mels, StftPicture, OwnSpectrogram, HostSpectrogram,
+                   Sequence, RawImage)}
 SPECTROGRAM_VIEWS = {
     "panels": "Panels()",
     "panels_image": "Panels('image')",
@@ -200,11 +261,13 @@ SPECTROGRAM_VIEWS = {
     "panels_stats": "HStack(Panels(), Stats(norm='image'))",
     "panels_percentiles": "HStack(Panels(), Percentiles(norm='image'))",
     "instance512": "Resize(Panels('image', clip=(-6, 10)), 512, 512)",
-    "dataset512": "Resize(Panels('global', clip=(-6, 10), mean=-0.2972692229201065, std=2.5997336315611026), 512, 512)",
+    "dataset512": "Resize(Panels('global', clip=(-6, 10), mean=-0.2972692229201065, std=2.5997336315611026), "
+                  "512, 512)",
 }
 
 # %% ../../nbs/05_views/03_systems.ipynb #b881c557
-_MOSAIC = ("HStack(Resize(StftPicture(), 800, 400), VStack(Resize(StftPicture(10, 260, 254, 1030), 400, 300), "
+_MOSAIC = ("HStack(Resize(StftPicture(), 800, 400), "
+           "VStack(Resize(StftPicture(10, 260, 254, 1030), 400, 300), "
            "Panels('image', clip=(-4, 6))))")
 _WINDOWS = ("HStack(SlidingWindows(Panels('image', order='LL,RL,RP,LP', clip=None, log='log1p'), 256, 128), "
             "Grid([[Mels(10, 50), Mels(15, 50)], [Mels(30, 50), Mels(45, 50)]]))")
@@ -214,10 +277,12 @@ EEG_VIEWS = {
     "eeg_mels": "Mels()",
     "eeg_stats": "Stats(Mels())",
     "eeg_percentiles": "HStack(Mels(), Percentiles(Mels()))",
-    "attention": "Repeat(HStack(Mels(10, 100), Mels(30, 100), Panels('image', order='LL,LP,RL,RP', clip=None, log='log1p', steps=400)))",
+    "attention": "Repeat(HStack(Mels(10, 100), Mels(30, 100), "
+                 "Panels('image', order='LL,LP,RL,RP', clip=None, log='log1p', steps=400)))",
     "multiwindow": _WINDOWS,
     "mosaic512": f"Repeat(Resize(Flip({_MOSAIC}), 512, 512))",
-    "own512": "Resize(Normalize(OwnSpectrogram(), 'dataset', 7.29084372799223e-05, 4.510082606216031), 512, 512)",
+    "own512": "Resize(Normalize(OwnSpectrogram(), 'dataset', 7.29084372799223e-05, 4.510082606216031), "
+              "512, 512)",
     "kaggle_eeg": f"Repeat(CropPad(HStack({_K}, {_E}), 512, 512))",
     "kaggle_twice": f"Repeat(CropPad(HStack({_K}, {_K}), 512, 512))",
     "eeg_twice": f"Repeat(CropPad(HStack({_E}, {_E}), 512, 512))",
@@ -233,16 +298,18 @@ EEG_VIEWS = {
 
 # %% ../../nbs/05_views/03_systems.ipynb #fe3238ee
 def view(expr):
-    "The view that an expression of `VIEWS` describes, as in `view('HStack(Panels(), Stats())')`; a bare name, `panels`, is enough."
+    """The view that an expression of `VIEWS` describes, as in `view('HStack(Panels(), Stats())')`; a bare
+    name, `panels`, is enough."""
     expr = expr.strip()
     return parse(f"{expr}()" if expr.isidentifier() else expr, VIEWS, where="view")
 
 
-def _named(expr):
+def named_view(expr):
+    "A function without arguments that makes the view of `expr`."
     def make(): return view(expr)
     make.__doc__ = f"The view {expr}"
     return make
 
 
 EXPRESSIONS = {**SPECTROGRAM_VIEWS, **EEG_VIEWS}
-VIEWS = {**PARTS, **{name: _named(expr) for name, expr in EXPRESSIONS.items()}}
+VIEWS = {**PARTS, **{name: named_view(expr) for name, expr in EXPRESSIONS.items()}}

@@ -22,7 +22,8 @@ from .algebra import Panels, Standard, Tile, View, cropped, images, shifted, squ
 
 # %% ../../nbs/05_views/02_transforms.ipynb #ce636478
 class Around(View):
-    "A view of one view; as it stands, the same picture. `in_place`: pixels stay where they are, so the tiles hold."
+    """A view of one view; as it stands, the same picture. `in_place`: pixels stay where they are, so the
+    tiles hold."""
     in_place = False
     reads = ()
 
@@ -40,7 +41,8 @@ class Around(View):
 
 
 class Normalize(Around):
-    "Standard scores of `view` by image, panel, row or dataset (constants `mean`, `std`, or learned by `fit`); missing values count for nothing."
+    """Standard scores of `view` by image, panel, row or dataset (constants `mean`, `std`, or learned by
+    `fit`); missing values count for nothing."""
     in_place = True
     reads = ()
 
@@ -71,7 +73,8 @@ class Scale(Around):
     def forward(self, batch):
         x, dims = self.view.forward(batch), tuple(range(-len(self.shape), 0))
         ok = torch.isfinite(x)
-        a, b = x.where(ok, torch.inf).amin(dims, keepdim=True), x.where(ok, -torch.inf).amax(dims, keepdim=True)
+        a, b = x.where(ok, torch.inf).amin(dims, keepdim=True), x.where(ok, -torch.inf).amax(dims,
+                                                                                             keepdim=True)
         return (x - a) / (b - a).clamp(min=1e-12) * (self.high - self.low) + self.low
 
 # %% ../../nbs/05_views/02_transforms.ipynb #dc006f85
@@ -83,7 +86,8 @@ class Flip(Around):
 
     def tiles(self, window=0):
         end = self.shape[-2]
-        return [t._replace(rows=(end - t.rows[1], end - t.rows[0]), hz=t.hz and t.hz[::-1]) for t in self.view.tiles(window)]
+        return [t._replace(rows=(end - t.rows[1], end - t.rows[0]), hz=t.hz and t.hz[::-1])
+                for t in self.view.tiles(window)]
 
 
 class Repeat(Around):
@@ -95,27 +99,34 @@ class Repeat(Around):
         self.shape = (view.shape[0] * channels, *view.shape[1:])
 
     def tiles(self, window=0):
-        copies = self.channels if len(self.shape) == 2 else 1               # a sequence's channels are its rows
-        return [t for i in range(copies) for t in shifted(self.view.tiles(window), down=i * self.view.shape[0])]
+        # a sequence's channels are its rows
+        copies = self.channels if len(self.shape) == 2 else 1
+        return [t for i in range(copies)
+                for t in shifted(self.view.tiles(window), down=i * self.view.shape[0])]
 
     def forward(self, batch): return torch.cat([self.view.forward(batch)] * self.channels, -len(self.shape))
 
 # %% ../../nbs/05_views/02_transforms.ipynb #464f1e6d
 def folded(view, names, window, unknown):
-    "Tiles of `view`, whose four panels are folded into new ones of these `names`; `unknown` where the four do not have the same axes."
+    """Tiles of `view`, whose four panels are folded into new ones of these `names`; `unknown` where the four
+    do not have the same axes."""
     (_, height, width), tiles = view.shape, view.tiles(window)
-    panels = [[t._replace(label="") for t in cropped(tiles, i * height // 4, 0, height // 4, width)] for i in range(4)]
+    panels = [[t._replace(label="") for t in cropped(tiles, i * height // 4, 0, height // 4, width)]
+              for i in range(4)]
     if any(p != panels[0] for p in panels): return unknown
-    return [t._replace(label=name) for i, name in enumerate(names) for t in shifted(panels[0], down=i * height // 4)]
+    return [t._replace(label=name) for i,
+            name in enumerate(names) for t in shifted(panels[0], down=i * height // 4)]
 
 # %% ../../nbs/05_views/02_transforms.ipynb #26981df3
 class Stats(View):
-    """Minimum, maximum, mean and range over the four stacked panels of `view`, under each other in this order; shape as `view`'s.
+    """Minimum, maximum, mean and range over the four stacked panels of `view`, under each other in this
+    order; shape as `view`'s.
     Without a view: of `Panels(norm)`."""
     reads = ()
 
     def __init__(self, view=None, norm="image"):
-        super().__init__(view=images(view or Panels(norm), panels=4)[0], norm="image")        # the view says it all: `norm` need not be written again
+        # the view says it all: `norm` need not be written again
+        super().__init__(view=images(view or Panels(norm), panels=4)[0], norm="image")
         self.shape = self.view.shape
 
     def forward(self, batch):
@@ -123,33 +134,39 @@ class Stats(View):
         low, high = x.amin(-3), x.amax(-3)
         return torch.cat([low, high, x.mean(-3), high - low], -2)
 
-    def tiles(self, window=0): return folded(self.view, ("minimum", "maximum", "mean", "range"), window, super().tiles())
+    def tiles(self, window=0):
+        return folded(self.view, ("minimum", "maximum", "mean", "range"), window, super().tiles())
 
 # %% ../../nbs/05_views/02_transforms.ipynb #d3e002cc
 class Percentiles(View):
-    """Percentiles `q` over the four stacked panels of `view` (linear between order statistics), under each other; four keep `view`'s shape.
+    """Percentiles `q` over the four stacked panels of `view` (linear between order statistics), under each
+    other; four keep `view`'s shape.
     As in `Stats`, a cell that one panel misses is missing.
     Without a view: of `Panels(norm)`."""
     reads = ()
 
     def __init__(self, view=None, q=(20, 40, 60, 80), norm="image"):
         super().__init__(view=images(view or Panels(norm), panels=4)[0], q=q, norm="image")
-        if not all(0 <= p <= 100 for p in self.q): raise RecipeError(f"no percentiles {self.q}", where="Percentiles", cure="0 to 100")
+        if not all(0 <= p <= 100 for p in self.q):
+            raise RecipeError(f"no percentiles {self.q}", where="Percentiles", cure="0 to 100")
         c, h, w = self.view.shape
         self.shape = (c, h // 4 * len(self.q), w)
 
     def forward(self, batch):
         x = self.view.forward(batch).unflatten(-2, (4, -1)).sort(-3).values
-        x = x.where(torch.isfinite(x.select(-3, 3).unsqueeze(-3)), torch.nan)       # one missing panel: the cell is missing, as in Stats
+        # one missing panel: the cell is missing, as in Stats
+        x = x.where(torch.isfinite(x.select(-3, 3).unsqueeze(-3)), torch.nan)
         place = [(int(3 * q // 100), 3 * q / 100 % 1) for q in self.q]
         return torch.cat([x.select(-3, i).lerp(x.select(-3, min(i + 1, 3)), part) for i, part in place], -2)
 
-    def tiles(self, window=0): return folded(self.view, [f"percentile {q:g}" for q in self.q], window, super().tiles())
+    def tiles(self, window=0):
+        return folded(self.view, [f"percentile {q:g}" for q in self.q], window, super().tiles())
 
 # %% ../../nbs/05_views/02_transforms.ipynb #082d8279
 @lru_cache(maxsize=64)
 def resize_weights(n, m, device=None):
-    "(m, n) float32: rows sum to 1; shares of covered area if m < n, linear interpolation between pixel centers if m > n."
+    """(m, n) float32: rows sum to 1; shares of covered area if m < n, linear interpolation between pixel
+    centers if m > n."""
     i, j = np.arange(m)[:, None], np.arange(n)[None]
     if m < n: w = np.clip(np.minimum((i + 1) * n, (j + 1) * m) - np.maximum(i * n, j * m), 0, None) / n
     else: w = np.clip(1 - np.abs(np.clip((i + .5) * n / m - .5, 0, n - 1) - j), 0, None)
@@ -164,7 +181,8 @@ def resize(x, height, width):
 
 # %% ../../nbs/05_views/02_transforms.ipynb #9af67745
 class Resize(Around):
-    "`view` at `height` x `width`: area means where it shrinks, linear interpolation where it grows. Missing values count as 0: normalise first."
+    """`view` at `height` x `width`: area means where it shrinks, linear interpolation where it grows. Missing
+    values count as 0: normalise first."""
     reads = ()
 
     def __init__(self, view, height, width):
@@ -173,7 +191,8 @@ class Resize(Around):
 
     def tiles(self, window=0):
         _, h, w = self.view.shape
-        return [t._replace(rows=tuple(r * self.height / h for r in t.rows), columns=tuple(c * self.width / w for c in t.columns))
+        return [t._replace(rows=tuple(r * self.height / h for r in t.rows),
+                           columns=tuple(c * self.width / w for c in t.columns))
                 for t in self.view.tiles(window)]
 
     def forward(self, batch):
@@ -181,7 +200,8 @@ class Resize(Around):
 
 # %% ../../nbs/05_views/02_transforms.ipynb #b88060c4
 def anywhere(view, width):
-    "Tiles of `width` columns of `view` from a random place: without seconds, and without anything where several time axes may be hit."
+    """Tiles of `width` columns of `view` from a random place: without seconds, and without anything where
+    several time axes may be hit."""
     tiles, (*_, height, full) = view.tiles(None), view.shape
     if any(t.columns != (0, full) for t in tiles): return [Tile((0, height), (0, width))]
     return [t._replace(columns=(0, width), seconds=None) for t in tiles]
@@ -190,7 +210,8 @@ def anywhere(view, width):
 def random_start(batch, room, x):
     "(B,) int64 in [0, room]: where each sample's crop begins, from `batch['key']` if there is one."
     if "key" not in batch: return torch.randint(room + 1, (len(x),), device=x.device)
-    return Draws(mix(batch["key"].to(x.device) + 6)).randint(0, room + 1)      # + 6: other draws than the augmentations'
+    # + 6: other draws than the augmentations'
+    return Draws(mix(batch["key"].to(x.device) + 6)).randint(0, room + 1)
 
 
 def take(x, start, width):
@@ -200,13 +221,15 @@ def take(x, start, width):
 
 # %% ../../nbs/05_views/02_transforms.ipynb #93837e67
 class CropPad(Around):
-    "The middle `height` x `width` of `view`, zeros beyond its borders; with `random`, columns from a random place in training."
+    """The middle `height` x `width` of `view`, zeros beyond its borders; with `random`, columns from a random
+    place in training."""
     reads = ()
 
     def __init__(self, view, height, width, random=False):
         super().__init__(images(view)[0], height=height, width=width, random=random)
         self.shape = (view.shape[0], height, width)
-        self.top, self.left = ((have - want) // 2 for have, want in zip(view.shape[1:], (height, width)))
+        self.top, self.left = ((have - want) // 2 for have,
+                               want in zip(view.shape[1:], (height, width), strict=False))
         self.room = view.shape[2] - width
 
     def tiles(self, window=0):
@@ -217,20 +240,25 @@ class CropPad(Around):
     def forward(self, batch):
         (_, h, w), x = self.view.shape, self.view.forward(batch)
         x = F.pad(x, (0, 0, -self.top, self.height - h + self.top))
-        if self.random and self.training and self.room > 0: return take(x, random_start(batch, self.room, x), self.width)
+        if self.random and self.training and self.room > 0:
+            return take(x, random_start(batch, self.room, x), self.width)
         return F.pad(x, (-self.left, self.width - w + self.left))
 
 # %% ../../nbs/05_views/02_transforms.ipynb #12859f32
 class SlidingWindows(Around):
-    "Training: `width` columns of `view` from a random place. Evaluation: all windows of `width` every `step`, zeros beyond the end: (B, N, C, H, width)."
+    """Training: `width` columns of `view` from a random place. Evaluation: all windows of `width` every
+    `step`, zeros beyond the end: (B, N, C, H, width)."""
     reads = ()
 
     def __init__(self, view, width=256, step=128):
         super().__init__(view, width=width, step=step)
         self.room = view.shape[-1] - width
         if not isinstance(step, int) or step < 1:
-            raise RecipeError(f"windows every {step} columns", where="SlidingWindows", cure="a step of 1 and more")
-        if self.room < 0: raise RecipeError(f"a window of {width} columns is wider than {view!r}", where="SlidingWindows", cure="a smaller width")
+            raise RecipeError(f"windows every {step} columns", where="SlidingWindows",
+                              cure="a step of 1 and more")
+        if self.room < 0:
+            raise RecipeError(f"a window of {width} columns is wider than {view!r}", where="SlidingWindows",
+                              cure="a smaller width")
         self.shape, self.windows = (*view.shape[:-1], width), 1 + -(-self.room // step)
 
     def tiles(self, window=0):
@@ -253,7 +281,8 @@ def packed(x, part, width):
 
 def unpacked(lines, part):
     "What `packed` made (..., lines, width) -> (..., *part)."
-    y = lines.unflatten(-2, (part[0] * part[1] if len(part) == 3 else part[0], -1)).flatten(-2)[..., :part[-1]]
+    y = lines.unflatten(-2, (part[0] * part[1] if len(part) == 3 else part[0], -1)).flatten(-2)[...,
+                                                                                                :part[-1]]
     return y.unflatten(-2, part[:2]) if len(part) == 3 else y
 
 
@@ -263,12 +292,15 @@ def packed_tiles(view, lines, width, window):
     if len(part) == 3: return [t for c in range(part[0]) for t in shifted(tiles, down=c * part[1])]
     each = lines // part[0]
     if each == 1: return tiles
-    return [t._replace(rows=(each * t.rows[0], each * t.rows[1]), columns=(0, width), seconds=None) for t in tiles]
+    return [t._replace(rows=(each * t.rows[0], each * t.rows[1]), columns=(0, width), seconds=None)
+            for t in tiles]
 
 # %% ../../nbs/05_views/02_transforms.ipynb #7eca2fc6
 class Bundle(View):
-    """Several `views` for a network with several inputs, in one picture (1, rows, width): under each other, channel by channel, a
-    sequence's channels broken into lines of `width`, zeros where a part is narrower. `split` takes the parts out again. An
+    """Several `views` for a network with several inputs, in one picture (1, rows, width): under each
+    other, channel by channel, a
+    sequence's channels broken into lines of `width`, zeros where a part is narrower. `split` takes the
+    parts out again. An
     augmentation that moves pixels would tear lines, so `bind` refuses those that do."""
     reads = ()
 
@@ -282,14 +314,21 @@ class Bundle(View):
 
     def forward(self, batch):
         drawn = [v.forward(batch) for v in self.views]
-        n = max((x.shape[1] for x, p in zip(drawn, self.parts) if x.ndim == len(p) + 2), default=0)
-        if n: drawn = [x if x.ndim == len(p) + 2 else x.unsqueeze(1).expand(-1, n, *p) for x, p in zip(drawn, self.parts)]
-        return torch.cat([packed(x, p, self.width) for x, p in zip(drawn, self.parts)], -2).unsqueeze(-3)
+        n = max((x.shape[1] for x, p in zip(drawn, self.parts, strict=False) if x.ndim == len(p) + 2),
+                default=0)
+        if n:
+            drawn = [x if x.ndim == len(p) + 2 else x.unsqueeze(1).expand(-1, n, *p) for x,
+                     p in zip(drawn, self.parts, strict=False)]
+        return torch.cat([packed(x, p, self.width) for x, p in zip(drawn, self.parts, strict=False)],
+                         -2).unsqueeze(-3)
 
     def split(self, x):
         "(..., 1, rows, width) -> the parts, each (..., C, H, W) or (..., C, T) as its view drew it."
-        return [unpacked(lines, p) for lines, p in zip(x.squeeze(-3).split(self.lines, -2), self.parts)]
+        return [unpacked(lines, p) for lines,
+                p in zip(x.squeeze(-3).split(self.lines, -2), self.parts, strict=False)]
 
     def tiles(self, window=0):
         tops = np.cumsum([0] + self.lines).tolist()
-        return [t for v, n, top in zip(self.views, self.lines, tops) for t in shifted(packed_tiles(v, n, self.width, window), down=top)]
+        return [t for v, n,
+                top in zip(self.views, self.lines, tops, strict=False)
+                for t in shifted(packed_tiles(v, n, self.width, window), down=top)]

@@ -10,7 +10,8 @@ from hms_hbac.core import CHANNELS, PANELS, SPEC_FREQUENCIES, spectrogram_column
 from hms_hbac.signal.filters import MONTAGES, repair
 from hms_hbac.signal.spectrogram import host_spectrogram, log_mel, middle, multitaper
 
-SHAPES = [(10, 50, 256), (15, 50, 256), (30, 50, 256), (45, 50, 256), (10, 100, 256), (30, 100, 256), (50, 128, 256), (50, 100, 300)]
+SHAPES = [(10, 50, 256), (15, 50, 256), (30, 50, 256), (45, 50, 256), (10, 100, 256), (30, 100, 256),
+          (50, 128, 256), (50, 100, 300)]
 
 
 def read_eeg(path):
@@ -27,7 +28,8 @@ def librosa_loop(x, height, width):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for row in x:
-            mel = librosa.feature.melspectrogram(y=row, sr=200, hop_length=len(row) // width, n_fft=1024, n_mels=height,
+            mel = librosa.feature.melspectrogram(y=row, sr=200, hop_length=len(row) // width, n_fft=1024,
+                                                 n_mels=height,
                                                  fmin=0, fmax=20, win_length=128)
             out.append((librosa.power_to_db(mel, ref=np.max)[:, :width] + 40) / 40)
     return np.stack(out)
@@ -44,7 +46,8 @@ def check_log_mel(eeg):
 
 @pytest.fixture(scope="module")
 def pair(real):
-    "The real test pair: EEG (20, 10000), the 24 rows of its spectrogram whose windows lie inside (4, 100, 24), their times."
+    """The real test pair: EEG (20, 10000), the 24 rows of its spectrogram whose windows lie inside (4, 100,
+    24), their times."""
     table = pd.read_parquet(real/"competition/test_spectrograms/853520.parquet")
     assert list(table.columns[1:]) == spectrogram_columns()
     seconds = table["time"].to_numpy(float)
@@ -68,7 +71,7 @@ def test_host_spectrogram_is_the_hosts(pair):
     ours = host_spectrogram(eeg, pad=False).numpy()
     assert ours.shape == theirs.shape == (4, 100, 24)
     assert (seconds - 275).tolist() == [2.0 + 2 * i for i in range(24)]
-    for panel, a, b in zip(PANELS, ours, theirs):
+    for panel, a, b in zip(PANELS, ours, theirs, strict=False):
         correlation = np.corrcoef(np.log(a).ravel(), np.log(b).ravel())[0, 1]
         ratio = np.median(np.abs(np.log(a / b)))
         print(f"{panel} log-correlation {correlation:.5f}, median absolute log-ratio {ratio:.4f}")
@@ -77,8 +80,11 @@ def test_host_spectrogram_is_the_hosts(pair):
 
 def test_the_high_pass_and_the_place_matter(pair):
     eeg, theirs, _ = pair
-    def correlation(x): return min(np.corrcoef(np.log(a).ravel(), np.log(b).ravel())[0, 1] for a, b in zip(x, theirs))
-    raw = multitaper(repair(MONTAGES["chains"].derive(eeg))[0], pad=False).unflatten(0, (4, 4)).mean(1).numpy()
+    def correlation(x):
+        pairs = zip(x, theirs, strict=True)
+        return min(np.corrcoef(np.log(a).ravel(), np.log(b).ravel())[0, 1] for a, b in pairs)
+    raw = multitaper(repair(MONTAGES["chains"].derive(eeg))[0], pad=False).unflatten(0,
+                                                                                     (4, 4)).mean(1).numpy()
     ours = host_spectrogram(eeg, pad=False).numpy()
     assert correlation(raw) < .999 and correlation(np.roll(ours, 1, -1)) < .99
     assert correlation(ours[[0, 2, 1, 3]]) < .9      # the panels are LL, RL, LP, RP, and no other order
@@ -88,6 +94,7 @@ def test_host_spectrogram_of_ten_minutes_has_the_files_rows():
     eeg = torch.randn(20, 120_000, generator=torch.Generator().manual_seed(0)).cumsum(-1)
     whole = host_spectrogram(eeg)
     assert whole.shape == (4, 100, 300) and len(SPEC_FREQUENCIES) == 100 and bool((whole > 0).all())
-    # a row is the same from the recording as from 50 s of it, away from where the high-pass meets the cut (10 s)
+    # a row is the same from the recording as from 50 s of it, away from where the high-pass meets the cut (10
+    # s)
     part = host_spectrogram(eeg[:, 54_800:65_200])            # columns 137 ... 162
     assert np.abs(np.log(whole[..., 143:157] / part[..., 6:20]).numpy()).max() < .02
