@@ -8,27 +8,32 @@ __all__ = ['app', 'Comp', 'Data', 'Workers', 'votes_app', 'Votes', 'main', 'simu
            'print_scores', 'fit', 'score', 'demo']
 
 # %% ../nbs/13_cli.ipynb #9aa70b96
-import sys
 from pathlib import Path
 from typing import Annotated, List, Optional
 
 import typer
 
 from .core import RecipeError
-from .kaggle.commands import KaggleCommands, kaggle_app
+from .kaggle.commands import kaggle_app
+from .kaggle.console import command_group
 
 # %% ../nbs/13_cli.ipynb #1cccb868
-app = typer.Typer(cls=KaggleCommands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-                  context_settings={"help_option_names": ["-h", "--help"]}, rich_markup_mode=None,
-                  help="HMS - Harmful Brain Activity Classification: simulate, train, predict, ensemble, submit.")
+app = command_group(
+    "HMS - Harmful Brain Activity Classification: simulate, train, predict, ensemble, submit."
+)
 app.add_typer(kaggle_app, name="kaggle")
 
+
 @app.callback()
-def main(plugin: Annotated[Optional[List[Path]], typer.Option(help="Python file that adds views, such as VIEWS['Mine'] = Mine; repeatable")] = None):
+def main(
+    plugin: Annotated[Optional[List[Path]], typer.Option(help="Python file with VIEWS['Mine'] = Mine; repeatable")] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="show the traceback of an error; anywhere on the line")] = False,
+):
     "HMS - Harmful Brain Activity Classification: simulate, train, predict, ensemble, submit."
     import runpy
     for path in plugin or []:
-        if not path.is_file(): raise RecipeError("no such file", where=path, cure="--plugin names a Python file")
+        if not path.is_file():
+            raise RecipeError("no such file", where=path, cure="--plugin names a Python file")
         runpy.run_path(str(path))
 
 # %% ../nbs/13_cli.ipynb #bf8b960a
@@ -38,16 +43,24 @@ Workers = Annotated[int, typer.Option(min=1, help="processes")]
 
 # %% ../nbs/13_cli.ipynb #79d8dd0d
 @app.command()
-def simulate(out: Annotated[Path, typer.Argument(help="folder to write")], patients: Annotated[int, typer.Option(min=6)] = 60,
-             test_patients: Annotated[int, typer.Option(min=1)] = 12, seed: int = 0, workers: Workers = 2):
+def simulate(
+    out: Annotated[Path, typer.Argument(help="folder to write")],
+    patients: Annotated[int, typer.Option(min=6)] = 60,
+    test_patients: Annotated[int, typer.Option(min=1)] = 12,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    workers: Workers = 2,
+):
     "Write a simulated competition in Kaggle's files, with the truth behind its votes."
     from hms_hbac.simulate.competition import simulate
     path = simulate(out, patients=patients, test_patients=test_patients, seed=seed, workers=workers)
     print(f"simulated competition in {path}")
 
-
+# %% ../nbs/13_cli.ipynb #594ce491
 @app.command()
-def check(comp: Comp, files: Annotated[bool, typer.Option(help="read every parquet file, not only the tables")] = True):
+def check(
+    comp: Comp,
+    files: Annotated[bool, typer.Option(help="read every parquet file, not only the tables")] = True,
+):
     "Print a table of the faults in a competition folder."
     from hms_hbac.data.check import check
     from hms_hbac.data.competition import Competition
@@ -55,10 +68,14 @@ def check(comp: Comp, files: Annotated[bool, typer.Option(help="read every parqu
     print(found.to_string(index=False, max_colwidth=90) if len(found) else "no faults found")
     if (found.severity == "error").any(): raise typer.Exit(1)
 
-
+# %% ../nbs/13_cli.ipynb #488867bc
 @app.command()
-def prepare(comp: Comp, cache: Annotated[Path, typer.Argument(help="folder for the memory maps")], workers: Workers = 2,
-            dask: Annotated[Optional[str], typer.Option(help="scheduler of a Dask cluster that shares the folders, tcp://host:port")] = None):
+def prepare(
+    comp: Comp,
+    cache: Annotated[Path, typer.Argument(help="folder for the memory maps")],
+    workers: Workers = 2,
+    dask: Annotated[Optional[str], typer.Option(help="scheduler of a Dask cluster, tcp://host:port")] = None,
+):
     "Read all recordings once into float16 memory maps; a killed run goes on where it stopped."
     from hms_hbac.data.recordings import prepare
     prepare(comp, cache, workers=workers, dask=dask)
@@ -66,43 +83,62 @@ def prepare(comp: Comp, cache: Annotated[Path, typer.Argument(help="folder for t
 
 # %% ../nbs/13_cli.ipynb #687d0d9b
 @app.command()
-def recipes(name: Annotated[Optional[str], typer.Argument(help="a recipe, printed whole")] = None, scale: str = "full",
-            parameters: Annotated[bool, typer.Option(help="count parameters (builds every network)")] = True):
+def recipes(
+    name: Annotated[Optional[str], typer.Argument(help="a recipe, printed whole")] = None,
+    scale: Annotated[str, typer.Option(help="full, or demo")] = "full",
+    parameters: Annotated[bool, typer.Option(help="count parameters (builds every network)")] = True,
+):
     "List the systems, or print one with every default filled in."
     from hms_hbac.models.recipe import list_recipes, load_recipe, recipe_table, recipe_yaml
     if name: print(recipe_yaml(load_recipe(name, scale)), end="")
     else: print(recipe_table(list_recipes(), parameters=parameters).to_string(index=False, max_colwidth=70))
 
 
-def numbers(text, name):
-    "`0,1,2` as a list of integers."
+def numbers(text: str, name: str) -> list[int]:
+    "`0,1,2` as a list of integers; `name` is the option's, for the message."
     try: return [int(x) for x in str(text).split(",")]
-    except ValueError: raise typer.BadParameter(f"{text!r} is not a list of numbers like 0,1,2", param_hint=name) from None
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a list of numbers like 0,1,2", param_hint=name) from None
 
 # %% ../nbs/13_cli.ipynb #7e9422db
 @app.command()
-def train(recipe: Annotated[str, typer.Argument(help="recipe name or YAML file")], data: Data,
-          runs: Annotated[Path, typer.Option(help="folder for runs/<recipe>/fold<k>")] = Path("runs"),
-          folds: Annotated[str, typer.Option(help="folds to train, such as 0,1")] = "0,1,2,3,4",
-          scale: Annotated[str, typer.Option(help="full, or demo: seconds on two cores")] = "full",
-          set: Annotated[Optional[List[str]], typer.Option(help="override, such as optimizer.lr=3e-4; repeatable")] = None,
-          cache: Annotated[Optional[Path], typer.Option(help="prepared recordings; made beside the runs if absent")] = None,
-          time_budget: Annotated[Optional[str], typer.Option(help="stop cleanly after, such as 11h or 90m; the same command goes on")] = None,
-          resume: Annotated[bool, typer.Option("--resume/--fresh", help="go on from the last checkpoint, or start anew")] = True,
-          workers: Annotated[int, typer.Option(min=1, help="folds at a time, each on a GPU of its own or its share of the cores")] = 1,
-          track: Annotated[Optional[str], typer.Option(help="tensorboard or wandb, if installed")] = None):
+def train(
+    recipe: Annotated[str, typer.Argument(help="recipe name or YAML file")],
+    data: Data,
+    runs: Annotated[Path, typer.Option(help="folder for runs/<recipe>/fold<k>")] = Path("runs"),
+    folds: Annotated[str, typer.Option(help="folds to train, such as 0,1")] = "0,1,2,3,4",
+    scale: Annotated[str, typer.Option(help="full, or demo: seconds on two cores")] = "full",
+    set: Annotated[Optional[List[str]], typer.Option(help="override, such as optimizer.lr=3e-4; repeatable")] = None,
+    cache: Annotated[Optional[Path], typer.Option(help="prepared recordings; made beside the runs if absent")] = None,
+    time_budget: Annotated[Optional[str], typer.Option(help="stop cleanly after, such as 11h or 90m")] = None,
+    resume: Annotated[bool, typer.Option("--resume/--fresh", help="go on from the last checkpoint, or anew")] = True,
+    workers: Annotated[int, typer.Option(min=1, help="folds at a time, each with its share of the machine")] = 1,
+    track: Annotated[Optional[str], typer.Option(help="tensorboard or wandb, if installed")] = None,
+):
     "Train a recipe fold by fold; finished folds are skipped, a stopped one goes on."
     from hms_hbac.models.recipe import load_recipe
     from hms_hbac.training.run import train_folds
-    done = train_folds(load_recipe(recipe, scale, set or ()), data, runs, folds=numbers(folds, "--folds"), cache=cache,
-                       time_budget=time_budget, resume=resume, workers=workers, track=track)
+    done = train_folds(
+        load_recipe(recipe, scale, set or ()),
+        data,
+        runs,
+        folds=numbers(folds, "--folds"),
+        cache=cache,
+        time_budget=time_budget,
+        resume=resume,
+        workers=workers,
+        track=track,
+    )
     for folder in done: print(folder)
 
 # %% ../nbs/13_cli.ipynb #446f43f2
 @app.command()
-def report(runs: Annotated[Path, typer.Argument(help="folder of runs")], data: Annotated[Optional[Path], typer.Option(help="competition folder, for event cards")] = None,
-           out: Annotated[Path, typer.Option(help="the page to write")] = Path("report.html"),
-           submission: Annotated[Optional[Path], typer.Option(help="a submission to describe on the page")] = None):
+def report(
+    runs: Annotated[Path, typer.Argument(help="folder of runs")],
+    data: Annotated[Optional[Path], typer.Option(help="competition folder, for event cards")] = None,
+    out: Annotated[Path, typer.Option(help="the page to write")] = Path("report.html"),
+    submission: Annotated[Optional[Path], typer.Option(help="a submission to describe on the page")] = None,
+):
     "One self-contained HTML page: leaderboard with intervals, histories, reliability, best and worst events."
     from hms_hbac.evaluation.report import report
     print(report(runs, out, data=data, submission=submission))
@@ -121,10 +157,10 @@ def predict(runs: Annotated[List[Path], typer.Argument(help="run folders: a fold
             tta: Annotated[Optional[str], typer.Option(help="test-time augmentation: flip_lr,flip_time,shift")] = None,
             batch_size: Annotated[int, typer.Option(min=1)] = 32,
             weights: Annotated[Optional[Path], typer.Option(help="a file of fit-weights")] = None):
-    "Predict every row of test.csv; what cannot be predicted gets the prior, is reported, and turns the status to 3."
+    """Predict every row of test.csv; what cannot be predicted gets the prior, is reported,
+    and turns the status to 3."""
     from hms_hbac.inference.predict import predict
     raise typer.Exit(predict(runs, data, out, tta=tta, batch_size=batch_size, weights=weights))
-
 
 # %% ../nbs/13_cli.ipynb #e5b1e4d1
 def member_weight(text: str) -> tuple:
@@ -132,8 +168,9 @@ def member_weight(text: str) -> tuple:
     path, _, w = text.rpartition("=") if "=" in text else (text, "", "1")
     try: return path, float(w)
     except ValueError:
-        raise typer.BadParameter(f"{text!r}: the weight is not a number", param_hint="MEMBER=WEIGHT") from None
-
+        raise typer.BadParameter(
+            f"{text!r}: the weight is not a number", param_hint="MEMBER=WEIGHT"
+        ) from None
 
 # %% ../nbs/13_cli.ipynb #e5b1e4d2
 @app.command()
@@ -158,12 +195,13 @@ def ensemble(members: Annotated[Optional[List[str]], typer.Argument(help="MEMBER
     doc = presets.preset(preset) if preset else weights
     raise typer.Exit(presets.blend_runs(doc, runs, data, out, folder, tta=tta, batch_size=batch_size))
 
-
 # %% ../nbs/13_cli.ipynb #5455186b
 @app.command()
 def fit_weights(runs: Annotated[List[Path], typer.Argument(help="runs, or one out-of-fold table (parquet)")],
                 out: Path = Path("weights.yaml"), min_votes: Annotated[int, typer.Option(help="judge on events with at least so many votes")] = 10):
-    "Choose how to blend by nested cross-validation over patients; the plain mean wins unless it is beaten for sure."
+    """Choose how to blend by nested cross-validation over patients.
+
+    The plain mean wins unless it is beaten for sure."""
     from hms_hbac.evaluation.blending import fit_weights
     fit = fit_weights(runs, out, min_votes=min_votes)
     print(fit["table"].round(4).to_string())
@@ -193,7 +231,11 @@ def print_scores(scored, patients):
         if not len(rows): continue
         mean, low, high = patient_interval(ours, patients[rows])[:3]
         print(f"{k:5d}  {len(rows):8d}  {mean:.4f} ({low:.4f} to {high:.4f})  {plain.mean():27.4f}")
-    print(" ".join(f"kl_k{k}={ours.mean() if len(ours) else float('nan'):.4f}" for k, (_, ours, _) in scored.items()))
+    print(
+        " ".join(
+            f"kl_k{k}={ours.mean() if len(ours) else float('nan'):.4f}" for k, (_, ours, _) in scored.items()
+        )
+    )
 
 # %% ../nbs/13_cli.ipynb #7c99c818
 @votes_app.command()
@@ -202,7 +244,8 @@ def fit(table: Votes, out: Annotated[Path, typer.Option(help="the mixture to wri
         min_votes: Annotated[int, typer.Option(min=1, help="fit to segments with so many votes")] = 9,
         folds: Annotated[int, typer.Option(min=0, help="parts of the patients for held-out figures; 0: none")] = 5,
         seed: int = 0):
-    "Fit a mixture of Dirichlets to vote counts, tell what it scores on patients left out, and write it as YAML."
+    """Fit a mixture of Dirichlets to vote counts, tell what it scores on patients left out,
+    and write it as YAML."""
     from hms_hbac.models import votes
     counts, patients = votes.read_votes(table)
     mixture = votes.fit_mixture(counts, patients, kinds, min_votes, seed)
@@ -220,7 +263,8 @@ def fit(table: Votes, out: Annotated[Path, typer.Option(help="the mixture to wri
 def score(table: Votes, mixture: Annotated[Optional[Path], typer.Option(help="votes.yaml; default: the package's")] = None,
           folds: Annotated[int, typer.Option(min=0, help="fit anew, each part of the patients left out once")] = 0,
           seed: Annotated[int, typer.Option(help="of the votes that are shown")] = 0):
-    "Show k votes of each segment, predict the shares of the others, and print the mean KL for k = 1, 3, 5, 10."
+    """Show k votes of each segment, predict the shares of the others, and print the mean KL for k = 1, 3,
+    5, 10."""
     from hms_hbac.models import votes
     counts, patients = votes.read_votes(table)
     if folds > 1: scored = votes.heldout_votes(counts, patients, folds, seed)
@@ -235,4 +279,13 @@ def demo(out: Annotated[Path, typer.Option(help="folder for everything that is m
          kernels: Annotated[bool, typer.Option("--kernels/--no-kernels", help="end with the rehearsal of the Kaggle kernels")] = True):
     "From an empty folder to a scored submission on a simulated competition."
     from hms_hbac.demo import demo
-    demo(out, patients, test_patients, seed, tuple(members.split(",")), numbers(folds, "--folds"), workers, kernels)
+    demo(
+        out,
+        patients,
+        test_patients,
+        seed,
+        tuple(members.split(",")),
+        numbers(folds, "--folds"),
+        workers,
+        kernels,
+    )

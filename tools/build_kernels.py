@@ -58,22 +58,51 @@ TOTAL = "8h30m"
 
 members = run_members(MEMBERS, notebooks=wheel.parent, out="submission.csv", limits=LIMITS, total=TOTAL)'''
 
-TRAINED = {
-    "train-attention": ("Training: Richard's attention systems", ["attention_b0", "attention_v2s", "attention_convnext", "attention_v2s_distilled", "attention_b0_pseudo"]),
-    "train-multiwindow": ("Training: David's multi-window systems", ["multiwindow_b0", "multiwindow_mobilenetv3"]),
-    "train-panels": ("Training: Cranjis's two-stage systems, Kaggle's spectrograms and those of the EEG", ["panels_twostage_b0", "eeg_twostage_b0"]),
-    "train-public-blend": ("Training: the members of Wu-n0's blend", ["resnet1d_gru", "refined_mosaic_b0", "instance_b0", "dataset_b1", "own_spectrogram_b1"]),
-}
+# The members of `submit-ensemble`: kernel -> preset of `hms_hbac` whose weights its GROUPS are. The rest, in WHOLE, is not a preset.
+MEMBERS = {"infer-attention": "richard", "infer-multiwindow": "david", "infer-refined": None, "infer-balance": "balance"}
+PUBLISHED = "The weights are those of the published blend."
 INFERRED = {
-    "infer-attention": ("Inference: Richard's five groups", {"attention_b0": .5, "attention_v2s_distilled": .2, "attention_convnext": .1, "attention_b0_pseudo": .1, "attention_v2s": .1}, None),
-    "infer-multiwindow": ("Inference: David's two backbones, 1.2 to 1.0", {"multiwindow_b0": 1.2, "multiwindow_mobilenetv3": 1.0}, None),
-    "infer-panels": ("Inference: Cranjis's two-stage pair, Kaggle's spectrograms and those of the EEG", {"panels_twostage_b0": .5, "eeg_twostage_b0": .5},
-                     {"panels_twostage_b0": .5, "eeg_twostage_b0": .5, "panels_b0": 1.0}),
-    "infer-public-blend": ("Inference: Wu-n0's blend, .15 ResNet1D-GRU, .50 refined EfficientNet, .35 in three EfficientNets",
-                           {"resnet1d_gru": .15, "refined_mosaic_b0": .50, "instance_b0": .35 / 3, "dataset_b1": .35 / 3, "own_spectrogram_b1": .35 / 3}, None),
+    "infer-attention": ("Inference: the attention systems (Richard)", PUBLISHED),
+    "infer-multiwindow": ("Inference: the multi-window systems, 1.2 to 1.0 (David)", PUBLISHED),
+    "infer-refined": ("Inference: the refined EfficientNet (LB31)", "One recipe, as published."),
+    "infer-balance": ("Inference: thirds of ResNet1D-GRU, the Keras inputs and three timm networks (balance)", PUBLISHED),
+    "infer-panels": ("Inference: two-stage systems on Kaggle's spectrograms and on those of the EEG (Cranjis)",
+                     "Both in equal parts; the published weights are not stated. Not a member of `submit-ensemble`."),
 }
-MEMBERS = dict.fromkeys(INFERRED, .25)
-LIMITS = {"infer-attention": "3h", "infer-multiwindow": "2h", "infer-panels": "1h", "infer-public-blend": "2h"}
+WHOLE = {"infer-refined": {"refined_mosaic_b0": 1.0}, "infer-panels": {"panels_twostage_b0": .5, "eeg_twostage_b0": .5}}
+DEMO = {"infer-panels": {"panels_twostage_b0": .5, "eeg_twostage_b0": .5, "panels_b0": 1.0}}
+LIMITS = {"infer-attention": "3h", "infer-multiwindow": "2h", "infer-refined": "1h", "infer-balance": "2h"}
+TITLES = {
+    "train-attention": "Training: the attention systems (Richard)",
+    "train-multiwindow": "Training: the multi-window systems (David)",
+    "train-refined": "Training: the refined EfficientNet (LB31)",
+    "train-balance": "Training: ResNet1D-GRU, the Keras inputs and three timm networks (balance)",
+    "train-panels": "Training: two-stage systems on Kaggle's spectrograms and on those of the EEG (Cranjis)",
+}
+
+
+def groups_of(name):
+    "{recipe: weight} of an inference kernel."
+    from hms_hbac.inference.presets import preset
+    return WHOLE[name] if name in WHOLE else {r: round(w, 6) for r, w in preset(MEMBERS[name]).items()}
+
+
+def label_sources(name):
+    "Recipes whose runs give a recipe its labels, by name."
+    from hms_hbac.models.recipe import load_recipe
+    return [Path(r).name for stage in load_recipe(name).stages for r in stage.labels.runs]
+
+
+def trained(name):
+    "Recipes that the training kernel beside an inference kernel trains: its members, each after those that label it."
+    out = []
+
+    def add(recipe):
+        for source in label_sources(recipe): add(source)
+        if recipe not in out: out.append(recipe)
+
+    for recipe in groups_of(name.replace("train-", "infer-")): add(recipe)
+    return out
 
 
 def written(d):
@@ -107,22 +136,34 @@ def dataset(name, slug, title, subtitle):
 def files():
     out = dataset("wheel", "hms-hbac-wheel", "hms hbac wheel", "The package hms_hbac for kernels without internet") | \
         dataset("weights", "hms-hbac-weights", "hms hbac weights", "Trained systems of hms_hbac for inference")
-    out[".gitignore"] = "# what `hms-hbac kaggle wheel` and `weights` put beside the metadata\n/wheel/*\n/weights/*\n!*/dataset-metadata.json\n"
-    for name, (title, recipes) in TRAINED.items():
-        out |= kernel(name, title, "Trains on all GPUs until the budget is over. `hms-hbac kaggle push --resume` attaches this kernel's last output, from which the next run goes on. "
-                      "Internet is on: the pretrained backbones come from the Hugging Face hub.", TRAIN.format(recipes=written(recipes)), "states", internet=True)
-    for name, (title, groups, demo) in INFERRED.items():
-        out |= kernel(name, title, "A valid submission by itself, and a member of `submit-ensemble`. The weights are those of the published blend.",
-                      INFER.format(groups=written(groups), demo=written(demo)), "members", datasets=("hms-hbac-wheel", "hms-hbac-weights"))
+    out[".gitignore"] = "# what `hms-hbac kaggle wheel` and `weights` put beside the metadata\n/wheel/*\n/weights/*\n/.*.part\n!*/dataset-metadata.json\n"
+    for name, title in TITLES.items():
+        about = ("Trains on all GPUs until the budget is over. `hms-hbac kaggle push --resume` attaches this kernel's last "
+                 "output, from which the next run goes on. Internet is on: the pretrained backbones come from the Hugging Face hub.")
+        out |= kernel(name, title, about, TRAIN.format(recipes=written(trained(name))), "states", internet=True)
+    for name, (title, weights) in INFERRED.items():
+        member = "" if name not in MEMBERS else ", and a member of `submit-ensemble`"
+        cell = INFER.format(groups=written(groups_of(name)), demo=written(DEMO.get(name)))
+        out |= kernel(name, title, f"A valid submission by itself{member}. {weights}", cell, "members",
+                      datasets=("hms-hbac-wheel", "hms-hbac-weights"))
+    cell = SUBMIT.format(members=written(dict.fromkeys(MEMBERS, .25)), limits=written(LIMITS))
     out |= kernel("submit-ensemble", "Submission: four notebooks, one blend",
-                  "Each member runs in a process of its own with its own time limit; its notebook lies beside the wheel. A valid `submission.csv` exists from the first minute on.",
-                  SUBMIT.format(members=written(MEMBERS), limits=written(LIMITS)), "print(verdict(members), members.to_string(index=False), sep=\"\\n\\n\")", datasets=("hms-hbac-wheel", "hms-hbac-weights"))
+                  "The mean of four notebooks, as published. Each member runs in a process of its own with its own time limit; its notebook "
+                  "lies beside the wheel. A valid `submission.csv` exists from the first minute on.", cell,
+                  'print(verdict(members), members.to_string(index=False), sep="\\n\\n")', datasets=("hms-hbac-wheel", "hms-hbac-weights"))
     return out
+
+
+def strangers():
+    "Folders of kernels that the texts above do not make."
+    known = {name.partition("/")[0] for name in files()}
+    return sorted(p.name for p in ROOT.iterdir() if p.is_dir() and p.name not in known and not p.name.startswith("."))
 
 
 def main(check=False):
     stale = [name for name, text in files().items() if not (ROOT / name).is_file() or (ROOT / name).read_text(encoding="utf-8") != text]
     if check:
+        stale += strangers()
         print("\n".join(f"kaggle_kernels/{n} differs from tools/build_kernels.py; run it" for n in stale) or "kaggle_kernels: in sync")
         return int(bool(stale))
     for name in stale:

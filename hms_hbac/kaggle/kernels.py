@@ -42,7 +42,7 @@ def competition_folder() -> Path:
     "The attached competition, in either mount form."
     return find_input(COMPETITION, "competitions", "test.csv")
 
-
+# %% ../../nbs/11_kaggle/05_kernels.ipynb #fea7ecc6
 def attached_runs() -> dict[str, Path]:
     """{recipe: folder of its folds} of all attached inputs.
 
@@ -61,7 +61,7 @@ def attached_runs() -> dict[str, Path]:
             found.setdefault(group.name, group)
     return found
 
-# %% ../../nbs/11_kaggle/05_kernels.ipynb #12281b44
+# %% ../../nbs/11_kaggle/05_kernels.ipynb #f914831e
 def write_prior(
     comp: Path,     # competition folder
     out: Path,      # the submission
@@ -87,7 +87,7 @@ def chosen(
         groups = {g: w for g, w in (demo or groups).items() if g in available} or groups
     return groups, [available.get(g, Path(g)) for g in groups]
 
-# %% ../../nbs/11_kaggle/05_kernels.ipynb #30b000a3
+# %% ../../nbs/11_kaggle/05_kernels.ipynb #1be47386
 def infer(
     groups: dict,                       # {recipe: weight}
     out: Path = "submission.csv",
@@ -112,7 +112,7 @@ def infer(
             for (g, w), f in zip(groups.items(), folders, strict=True)]
     return pd.DataFrame(rows)
 
-# %% ../../nbs/11_kaggle/05_kernels.ipynb #9abce730
+# %% ../../nbs/11_kaggle/05_kernels.ipynb #23559744
 def take_over(
     recipes: Iterable[str],
     runs: Path,                 # folder of this kernel's own runs
@@ -129,7 +129,7 @@ def take_over(
             lines.append(f"{name}/{fold.name}: goes on from {group.parent.name}")
     return lines
 
-
+# %% ../../nbs/11_kaggle/05_kernels.ipynb #f4c463ad
 def run_states(recipes: Iterable[str], folds: Iterable[int], runs: Path = "runs") -> pd.DataFrame:
     "DataFrame recipe, fold, state, updates, kl of what lies in `runs`."
     rows = []
@@ -141,7 +141,7 @@ def run_states(recipes: Iterable[str], folds: Iterable[int], runs: Path = "runs"
             rows.append(dict(recipe=name, fold=k, state=m["status"], updates=updates, kl=m.get("kl")))
     return pd.DataFrame(rows)
 
-# %% ../../nbs/11_kaggle/05_kernels.ipynb #3ea75999
+# %% ../../nbs/11_kaggle/05_kernels.ipynb #5dc31c6e
 def train_child():
     """Train the folds of one recipe, as the arguments of the process say.
 
@@ -208,7 +208,7 @@ def train_kernel(
     print(outlook(table))
     return table
 
-
+# %% ../../nbs/11_kaggle/05_kernels.ipynb #143d7b32
 def outlook(states: pd.DataFrame) -> str:
     "One line on what is left to do."
     left = int((states.state != "finished").sum())

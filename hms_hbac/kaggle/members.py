@@ -6,7 +6,7 @@
 __all__ = ['expendable', 'run_notebook', 'run_member', 'end', 'last_line', 'answer_fault', 'replaced', 'blend', 'verdict',
            'find_notebook', 'try_member', 'run_members']
 
-# %% ../../nbs/11_kaggle/06_members.ipynb #c31df401
+# %% ../../nbs/11_kaggle/06_members.ipynb #937015e0
 import json
 import os
 import shutil
@@ -147,7 +147,7 @@ def blend(
     if good.any(): ensemble({str(work/m/"submission.csv"): w for m, w in used}, out, comp=comp)
     return table
 
-
+# %% ../../nbs/11_kaggle/06_members.ipynb #e3b9c962
 def verdict(table: pd.DataFrame, out: Path = "submission.csv") -> str:
     "One line on what a blend holds; it begins with WARNING where a member is missing."
     bad = table[table.state != "ok"]

@@ -6,7 +6,7 @@
 __all__ = ['APART', 'PLACE', 'KEPT', 'sha256', 'write_manifest', 'verify', 'find_repository', 'pip', 'fetch_wheel',
            'build_package', 'build_wheel', 'blanked', 'public_recipe', 'packed_state', 'pack_run', 'pack_weights']
 
-# %% ../../nbs/11_kaggle/04_package.ipynb #de0912af
+# %% ../../nbs/11_kaggle/04_package.ipynb #79fa0e78
 import hashlib
 import os
 import re
@@ -26,7 +26,7 @@ from ..inference.members import find_runs, run_prior
 from .folders import MARK, files_of, renewed
 from ..models.recipe import load_recipe
 
-# %% ../../nbs/11_kaggle/04_package.ipynb #098cffb3
+# %% ../../nbs/11_kaggle/04_package.ipynb #4e4665fb
 APART = ("manifest.json", "dataset-metadata.json", MARK)     # files that a manifest does not name
 
 
@@ -48,7 +48,7 @@ def write_manifest(folder: Path, **more) -> dict:
     write_json(Path(folder)/"manifest.json", manifest)
     return manifest
 
-
+# %% ../../nbs/11_kaggle/04_package.ipynb #3b7159ee
 def verify(folder: Path) -> list[str]:
     "What is wrong with a dataset's folder against its manifest, as texts; empty where all is well."
     if not (Path(folder)/"manifest.json").is_file():
@@ -62,7 +62,7 @@ def verify(folder: Path) -> list[str]:
                if sha256(Path(folder)/n) != told[n]]
     return faults + [f"{n} is not named in manifest.json" for n in sorted(here - set(told))]
 
-# %% ../../nbs/11_kaggle/04_package.ipynb #9a2b1a5c
+# %% ../../nbs/11_kaggle/04_package.ipynb #d21f043a
 def find_repository(start: Path = None) -> Path:
     """The folder of the sources: `start`, the working folder or one above it,
     or where the package was imported from."""
@@ -85,7 +85,7 @@ def pip(*args: str):
     raise KaggleError(f"pip {args[0]} failed: {words}", where=args[-1],
                       cure="see pip's message; setuptools and wheel must be installed")
 
-# %% ../../nbs/11_kaggle/04_package.ipynb #ba995b95
+# %% ../../nbs/11_kaggle/04_package.ipynb #71a76dc0
 def fetch_wheel(
     name: str,                 # package
     out: Path,                 # folder for the wheel
@@ -115,7 +115,7 @@ def fetch_wheel(
     try: pip("download", *pure, "--timeout", "10", "--retries", "1", "-d", str(out), spec)
     except KaggleError as e: print(f"left out {spec}: {e.what}", file=sys.stderr)
 
-
+# %% ../../nbs/11_kaggle/04_package.ipynb #01589b55
 def build_package(repository: Path, out: Path) -> str:
     "Build the package's own wheel from a copy of `repository` into `out`; its file name."
     with tempfile.TemporaryDirectory() as tmp:
@@ -146,7 +146,7 @@ def build_wheel(
         for name in extra: fetch_wheel(name, build, before=out)
         return write_manifest(build, wheel=wheel)
 
-# %% ../../nbs/11_kaggle/04_package.ipynb #5763cadc
+# %% ../../nbs/11_kaggle/04_package.ipynb #61c768e2
 # a path, as text shows it
 PLACE = re.compile(r"(?:^|[\s'\"=(\[,:])(?:~|\.{0,2}/|[A-Za-z]:[\\/]|\\\\|file:)[^\s'\",)\]]+")
 
@@ -161,7 +161,7 @@ def blanked(value: object, key: str = "") -> object:
         return PLACE.sub(" (path)", value).strip()
     return value
 
-
+# %% ../../nbs/11_kaggle/04_package.ipynb #0bd916cc
 def public_recipe(path: Path) -> dict:
     "The recipe of a run, as it is packed: dict; `RecipeError` where another key names a path."
     try:
@@ -197,7 +197,7 @@ def packed_state(folder: Path) -> str:
     missing = [n for n in ("recipe.yaml", "model.safetensors") if not (folder/n).is_file()]
     return f"left out: no {missing[0]}" if missing else "packed"
 
-
+# %% ../../nbs/11_kaggle/04_package.ipynb #758d4547
 def pack_run(folder: Path, target: Path):
     "Copy what prediction needs of one run: bytes of its own, so that editing one does not edit the other."
     target.mkdir(parents=True)

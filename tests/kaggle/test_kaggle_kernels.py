@@ -15,10 +15,11 @@ from hms_hbac.inference.ensemble import check_submission
 from hms_hbac.kaggle.package import build_wheel
 from hms_hbac.kaggle.commands import kaggle_app
 from hms_hbac.models.recipe import build, load_recipe, save_recipe
-from hms_hbac.kaggle.rehearse import can_isolate, passed, rehearse
+from hms_hbac.kaggle.place import can_isolate
+from hms_hbac.kaggle.rehearse import passed, rehearse
 
 KERNELS = Path(__file__).resolve().parents[2] / "kaggle_kernels"
-RUNS = ("attention_b0", "multiwindow_b0", "panels_b0", "resnet1d_gru")
+RUNS = ("attention_b0", "multiwindow_b0", "refined_mosaic_b0", "resnet1d_gru", "panels_b0")
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +48,8 @@ def test_submit_ensemble(comp_dir, runs, wheel, tmp_path):
     row = table.iloc[0]
     assert passed(table) and row.difference <= 1e-6 and row.wall_s > 0 and row.memory_MB > 100, table.to_string()
     last = nbformat.read(tmp_path / "submit-ensemble/executed.ipynb", 4).cells[-1].outputs
-    assert "all 4 members are in submission.csv" in str(last) and "infer-public-blend" in str(last)
-    report = pd.read_csv(tmp_path / "submit-ensemble/working/members/infer-panels/prediction_report.csv")
+    assert "all 4 members are in submission.csv" in str(last) and "infer-balance" in str(last)
+    report = pd.read_csv(tmp_path / "submit-ensemble/working/members/infer-refined/prediction_report.csv")
     assert len(report) == 0
 
 
@@ -136,8 +137,8 @@ def test_wheel_and_weights_commands(runs, tmp_path):
 
 
 def test_the_command(comp_dir, runs, tmp_path):
-    got = CliRunner().invoke(kaggle_app, ["rehearse", "infer-public-blend", "--data", str(comp_dir), "--runs", str(runs), "--out", str(tmp_path / "out")])
-    assert got.exit_code == 0 and "passed" in got.output and "infer-public-blend" in got.output, got.output
-    assert check_submission(tmp_path / "out/infer-public-blend/working/submission.csv", comp_dir) == []
+    got = CliRunner().invoke(kaggle_app, ["rehearse", "infer-balance", "--data", str(comp_dir), "--runs", str(runs), "--out", str(tmp_path / "out")])
+    assert got.exit_code == 0 and "passed" in got.output and "infer-balance" in got.output, got.output
+    assert check_submission(tmp_path / "out/infer-balance/working/submission.csv", comp_dir) == []
     got = CliRunner().invoke(kaggle_app, ["rehearse", "infer-panels", "--data", str(comp_dir), "--attach", "nonsense"])
     assert got.exit_code == 2

@@ -17,7 +17,7 @@ from hms_hbac.core import VOTES, write_json
 from hms_hbac.inference.ensemble import check_submission
 from hms_hbac.kaggle.package import sha256, write_manifest
 from hms_hbac.kaggle.members import run_members, verdict
-from hms_hbac.kaggle.rehearse import make_environment, make_image
+from hms_hbac.kaggle.place import make_environment, make_image
 
 KERNELS = Path(__file__).resolve().parents[2] / "kaggle_kernels"
 PRIOR = [.1, .1, .1, .1, .1, .5]
