@@ -6,20 +6,24 @@ import pandas as pd
 import pytest
 from browser import chromium
 
-from hms_hbac.data.competition import Competition
 from hms_hbac.core import VOTES
+from hms_hbac.data.competition import Competition
 
 
 def hms(*args):
     "`hms-hbac ARGS` in a process of its own: status, stdout, stderr."
-    done = subprocess.run([sys.executable, "-m", "hms_hbac", *map(str, args)], capture_output=True, text=True, timeout=280)
+    done = subprocess.run(
+        [sys.executable, "-m", "hms_hbac", *map(str, args)], capture_output=True, text=True, timeout=280
+    )
     return done.returncode, done.stdout, done.stderr
 
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
-    status, stdout, stderr = hms("demo", "--out", folder, "--patients", 10, "--test-patients", 3, "--folds", "0", "--no-kernels")
+    status, stdout, stderr = hms(
+        "demo", "--out", folder, "--patients", 10, "--test-patients", 3, "--folds", "0", "--no-kernels"
+    )
     assert status == 0, stdout + stderr
     (folder / "stdout.txt").write_text(stdout)
     return folder
@@ -32,7 +36,9 @@ def test_demo_leaves_what_it_promises(out):
     assert "beats its better member" in said or "does NOT beat its better member" in said
     scores = pd.read_csv(out / "scores.csv", index_col="member")
     assert list(scores.index) == ["panels_b0", "resnet1d_gru", "ensemble", "mean vote", "floor"]
-    assert (scores.loc["floor"] < scores.loc["mean vote"]).all() and (scores.loc["floor"] < scores.loc["ensemble"]).all()
+    assert (scores.loc["floor"] < scores.loc["mean vote"]).all() and (
+        scores.loc["floor"] < scores.loc["ensemble"]
+    ).all()
     submission, test = pd.read_csv(out / "submission.csv"), Competition(out / "competition").test
     assert submission.eeg_id.tolist() == test.eeg_id.tolist()
     assert submission[list(VOTES)].sum(axis=1).sub(1).abs().max() < 1e-6
@@ -48,7 +54,9 @@ def test_the_demos_report_in_a_browser(out):
         for width in (390, 1400):
             tab.show(address, width)
             assert tab.run("document.scrollingElement.scrollWidth") <= width
-            assert tab.run("document.images.length > 5 && [...document.images].every(i => i.naturalWidth > 0 && i.alt)")
+            assert tab.run(
+                "document.images.length > 5 && [...document.images].every(i => i.naturalWidth > 0 && i.alt)"
+            )
         click = "document.querySelectorAll('#leaderboard thead th')[0].querySelector('button').click()"
         for expected in (["panels_b0", "resnet1d_gru"], ["resnet1d_gru", "panels_b0"]):
             tab.run(click)
@@ -65,12 +73,23 @@ def test_commands_on_the_demos_folders(out):
     status, stdout, _ = hms("predict", runs / "panels_b0", "--data", data, "--out", out / "again.csv")
     assert status == 0
     pd.testing.assert_frame_equal(pd.read_csv(out / "again.csv"), pd.read_csv(out / "panels_b0.csv"))
-    status, stdout, _ = hms("ensemble", f"{out}/panels_b0.csv=1", f"{out}/resnet1d_gru.csv=3", "--data", data, "--out", out / "blend.csv")
+    status, stdout, _ = hms(
+        "ensemble",
+        f"{out}/panels_b0.csv=1",
+        f"{out}/resnet1d_gru.csv=3",
+        "--data",
+        data,
+        "--out",
+        out/"blend.csv",
+    )
     assert status == 0 and hms("check-submission", out / "blend.csv", "--data", data)[0] == 0
     status, stdout, _ = hms("fit-weights", runs, "--out", out / "weights.yaml")
     assert status == 0 and "chosen: mean" in stdout and (out / "weights.yaml").exists()
     assert (out / "report.html").stat().st_size > 100_000
-    a, b, c = (pd.read_csv(out / f)[list(VOTES)].to_numpy() for f in ("panels_b0.csv", "resnet1d_gru.csv", "blend.csv"))
+    a, b, c = (
+        pd.read_csv(out/f)[list(VOTES)].to_numpy()
+        for f in ("panels_b0.csv", "resnet1d_gru.csv", "blend.csv")
+    )
     assert abs(.25 * a + .75 * b - c).max() < 1e-6
 
 
@@ -83,7 +102,15 @@ def test_a_named_fault_is_one_message_and_status_1(out):
 
 def test_the_trained_runs_answer_the_real_sample(out, real):
     "One real test row: one valid row, and nothing degraded (status 0)."
-    status, stdout, stderr = hms("predict", out / "runs" / "panels_b0", out / "runs" / "resnet1d_gru", "--data", real / "competition", "--out", out / "real.csv")
+    status, stdout, stderr = hms(
+        "predict",
+        out/"runs"/"panels_b0",
+        out/"runs"/"resnet1d_gru",
+        "--data",
+        real/"competition",
+        "--out",
+        out/"real.csv",
+    )
     assert status == 0, stdout + stderr
     table = pd.read_csv(out / "real.csv")
     assert table.eeg_id.tolist() == [3911565283] and abs(table[list(VOTES)].to_numpy().sum() - 1) < 1e-6

@@ -1,4 +1,6 @@
-"""Write kaggle_kernels/*: notebooks and metadata from the texts below. `--check` only compares, and exits with 1 where a folder differs."""
+"""""Write kaggle_kernels/*: notebooks and metadata from the texts below.
+
+`--check` only compares, and exits with 1 where a folder differs.""."""
 import hashlib
 import json
 import sys
@@ -13,20 +15,25 @@ COMPETITION = "hms-harmful-brain-activity-classification"
 
 # The first code cell of every kernel: the wheel cannot find itself.
 INSTALL = '''\
-# Find the newest attached wheel (both mount forms), compare its sha256 with the manifest beside it, install it without network.
+# Find the newest attached wheel, compare its sha256 with the manifest beside it, install it without network.
 import hashlib, importlib.util, json, os, re, subprocess, sys
 from pathlib import Path
 
 inputs = Path(os.environ.get("HMS_KAGGLE_ROOT", "/kaggle"))/"input"
-wheels = [w for level in ("*", "*/*", "datasets/*/*", "datasets/*/*/*") for w in sorted(inputs.glob(f"{level}/hms_hbac-*.whl"))]
+levels = ("*", "*/*", "datasets/*/*", "datasets/*/*/*")                # both mount forms
+wheels = [w for level in levels for w in sorted(inputs.glob(f"{level}/hms_hbac-*.whl"))]
 if not wheels: raise RuntimeError(f"no hms_hbac wheel under {inputs}: attach the dataset hms-hbac-wheel")
 wheel = max(wheels, key=lambda w: [int(n) for n in re.findall(r"\\d+", w.name.split("-")[1])])
-if len(wheels) > 1: print(f"{len(wheels)} wheels are attached, the newest is used: {wheel.name}, not {', '.join(w.name for w in wheels if w != wheel)}")
-others = [w for w in wheel.parent.glob("*.whl") if not w.name.startswith("hms_hbac-") and importlib.util.find_spec(w.name.split("-")[0]) is None]
+unused = ", ".join(w.name for w in wheels if w != wheel)
+if unused: print(f"{len(wheels)} wheels are attached, the newest is used: {wheel.name}, not {unused}")
 told = json.loads((wheel.parent/"manifest.json").read_text())["sha256"]
+beside = [w for w in wheel.parent.glob("*.whl") if not w.name.startswith("hms_hbac-")]
+others = [w for w in beside if importlib.util.find_spec(w.name.split("-")[0]) is None]
 for w in [wheel, *others]:
-    if hashlib.sha256(w.read_bytes()).hexdigest() != told.get(w.name): raise RuntimeError(f"{w.name} is refused: its sha256 is not the one in manifest.json; upload the dataset again")
-subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index", "--no-deps", *map(str, [*others, wheel])], check=True)
+    if hashlib.sha256(w.read_bytes()).hexdigest() == told.get(w.name): continue
+    raise RuntimeError(f"{w.name} is refused: its sha256 is not the one in manifest.json; upload it again")
+pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+subprocess.run([*pip, "--no-index", "--no-deps", *map(str, [*others, wheel])], check=True)
 importlib.invalidate_caches()
 import hms_hbac
 print(f"hms_hbac {hms_hbac.__version__} from {wheel.name}, sha256 {told[wheel.name]}")
@@ -58,18 +65,31 @@ TOTAL = "8h30m"
 
 members = run_members(MEMBERS, notebooks=wheel.parent, out="submission.csv", limits=LIMITS, total=TOTAL)'''
 
-# The members of `submit-ensemble`: kernel -> preset of `hms_hbac` whose weights its GROUPS are. The rest, in WHOLE, is not a preset.
-MEMBERS = {"infer-attention": "richard", "infer-multiwindow": "david", "infer-refined": None, "infer-balance": "balance"}
+# The members of `submit-ensemble`: kernel -> the preset whose weights its GROUPS are; or None.
+MEMBERS = {
+    "infer-attention": "richard",
+    "infer-multiwindow": "david",
+    "infer-refined": None,
+    "infer-balance": "balance",
+}
 PUBLISHED = "The weights are those of the published blend."
 INFERRED = {
     "infer-attention": ("Inference: the attention systems (Richard)", PUBLISHED),
     "infer-multiwindow": ("Inference: the multi-window systems, 1.2 to 1.0 (David)", PUBLISHED),
     "infer-refined": ("Inference: the refined EfficientNet (LB31)", "One recipe, as published."),
-    "infer-balance": ("Inference: thirds of ResNet1D-GRU, the Keras inputs and three timm networks (balance)", PUBLISHED),
-    "infer-panels": ("Inference: two-stage systems on Kaggle's spectrograms and on those of the EEG (Cranjis)",
-                     "Both in equal parts; the published weights are not stated. Not a member of `submit-ensemble`."),
+    "infer-balance": (
+        "Inference: thirds of ResNet1D-GRU, the Keras inputs and three timm networks (balance)",
+        PUBLISHED,
+    ),
+    "infer-panels": (
+        "Inference: two-stage systems on Kaggle's spectrograms and on those of the EEG (Cranjis)",
+        "Both in equal parts; the published weights are not stated. Not a member of `submit-ensemble`.",
+    ),
 }
-WHOLE = {"infer-refined": {"refined_mosaic_b0": 1.0}, "infer-panels": {"panels_twostage_b0": .5, "eeg_twostage_b0": .5}}
+WHOLE = {
+    "infer-refined": {"refined_mosaic_b0": 1.0},
+    "infer-panels": {"panels_twostage_b0": 0.5, "eeg_twostage_b0": 0.5},
+}
 DEMO = {"infer-panels": {"panels_twostage_b0": .5, "eeg_twostage_b0": .5, "panels_b0": 1.0}}
 LIMITS = {"infer-attention": "3h", "infer-multiwindow": "2h", "infer-refined": "1h", "infer-balance": "2h"}
 TITLES = {
@@ -94,7 +114,9 @@ def label_sources(name):
 
 
 def trained(name):
-    "Recipes that the training kernel beside an inference kernel trains: its members, each after those that label it."
+    """Recipes that the training kernel beside an inference kernel trains.
+
+    Its members, each after those that label it."""
     out = []
 
     def add(recipe):
@@ -109,12 +131,26 @@ def written(d):
     "A dict, list or None as Python on one line."
     if not isinstance(d, dict):
         return "None" if d is None else json.dumps(d)
-    return "{" + ", ".join(f"{json.dumps(k)}: {json.dumps(v if isinstance(v, str) else round(v, 6))}" for k, v in d.items()) + "}"
+    return (
+        "{"
+        + ", ".join(
+            f"{json.dumps(k)}: {json.dumps(v if isinstance(v, str) else round(v, 6))}" for k, v in d.items()
+        )
+        + "}"
+    )
 
 
 def notebook(title, about, *cells):
-    nb = new_notebook(metadata={"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}, "language_info": {"name": "python"}})
-    nb.cells = [new_markdown_cell(f"# {title}\n\n{about}"), *(new_code_cell(c) if isinstance(c, str) else new_markdown_cell(c[0]) for c in cells)]
+    nb = new_notebook(
+        metadata={
+            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+            "language_info": {"name": "python"},
+        }
+    )
+    nb.cells = [
+        new_markdown_cell(f"# {title}\n\n{about}"),
+        *(new_code_cell(c) if isinstance(c, str) else new_markdown_cell(c[0]) for c in cells),
+    ]
     for n, c in enumerate(nb.cells):
         c["id"] = hashlib.sha256(f"{n}{c.cell_type}{c.source}".encode()).hexdigest()[:8]
     return nbformat.writes(nb) + "\n"
@@ -122,49 +158,100 @@ def notebook(title, about, *cells):
 
 def kernel(name, title, about, *cells, datasets=("hms-hbac-wheel",), internet=False):
     slug = f"hms-{name}"
-    meta = {"id": f"{OWNER}/{slug}", "title": slug.replace("-", " "), "code_file": f"{name}.ipynb", "language": "python", "kernel_type": "notebook",
-            "is_private": True, "enable_gpu": True, "enable_tpu": False, "enable_internet": internet, "machine_shape": "NvidiaTeslaT4",
-            "dataset_sources": [f"{OWNER}/{d}" for d in datasets], "competition_sources": [COMPETITION], "kernel_sources": [], "model_sources": []}
-    return {f"{name}/kernel-metadata.json": json.dumps(meta, indent=2) + "\n", f"{name}/{name}.ipynb": notebook(title, about, INSTALL, *cells)}
+    meta = {
+        "id": f"{OWNER}/{slug}",
+        "title": slug.replace("-", " "),
+        "code_file": f"{name}.ipynb",
+        "language": "python",
+        "kernel_type": "notebook",
+        "is_private": True,
+        "enable_gpu": True,
+        "enable_tpu": False,
+        "enable_internet": internet,
+        "machine_shape": "NvidiaTeslaT4",
+        "dataset_sources": [f"{OWNER}/{d}" for d in datasets],
+        "competition_sources": [COMPETITION],
+        "kernel_sources": [],
+        "model_sources": [],
+    }
+    return {
+        f"{name}/kernel-metadata.json": json.dumps(meta, indent=2) + "\n",
+        f"{name}/{name}.ipynb": notebook(title, about, INSTALL, *cells),
+    }
 
 
 def dataset(name, slug, title, subtitle):
-    meta = {"id": f"{OWNER}/{slug}", "title": title, "subtitle": subtitle, "licenses": [{"name": "apache-2.0"}]}
+    meta = {
+        "id": f"{OWNER}/{slug}",
+        "title": title,
+        "subtitle": subtitle,
+        "licenses": [{"name": "apache-2.0"}],
+    }
     return {f"{name}/dataset-metadata.json": json.dumps(meta, indent=2) + "\n"}
 
 
 def files():
-    out = dataset("wheel", "hms-hbac-wheel", "hms hbac wheel", "The package hms_hbac for kernels without internet") | \
-        dataset("weights", "hms-hbac-weights", "hms hbac weights", "Trained systems of hms_hbac for inference")
-    out[".gitignore"] = "# what `hms-hbac kaggle wheel` and `weights` put beside the metadata\n/wheel/*\n/weights/*\n/.*.part\n!*/dataset-metadata.json\n"
+    out = dataset(
+        "wheel", "hms-hbac-wheel", "hms hbac wheel", "The package hms_hbac for kernels without internet"
+    ) | dataset(
+        "weights", "hms-hbac-weights", "hms hbac weights", "Trained systems of hms_hbac for inference"
+    )
+    out[".gitignore"] = (
+        """# what `hms-hbac kaggle wheel` and `weights` put beside the
+        metadata\n/wheel/*\n/weights/*\n/.*.part\n!*/dataset-metadata.json\n"""
+    )
     for name, title in TITLES.items():
-        about = ("Trains on all GPUs until the budget is over. `hms-hbac kaggle push --resume` attaches this kernel's last "
-                 "output, from which the next run goes on. Internet is on: the pretrained backbones come from the Hugging Face hub.")
-        out |= kernel(name, title, about, TRAIN.format(recipes=written(trained(name))), "states", internet=True)
+        about = (
+            """Trains on all GPUs until the budget is over.
+
+            `hms-hbac kaggle push --resume` attaches this kernel's last ."""
+            """output, from which the next run goes on. Internet is on.
+
+            The pretrained backbones come from the Hugging Face hub."""
+        )
+        out |= kernel(
+            name, title, about, TRAIN.format(recipes=written(trained(name))), "states", internet=True
+        )
     for name, (title, weights) in INFERRED.items():
         member = "" if name not in MEMBERS else ", and a member of `submit-ensemble`"
         cell = INFER.format(groups=written(groups_of(name)), demo=written(DEMO.get(name)))
         out |= kernel(name, title, f"A valid submission by itself{member}. {weights}", cell, "members",
                       datasets=("hms-hbac-wheel", "hms-hbac-weights"))
     cell = SUBMIT.format(members=written(dict.fromkeys(MEMBERS, .25)), limits=written(LIMITS))
-    out |= kernel("submit-ensemble", "Submission: four notebooks, one blend",
-                  "The mean of four notebooks, as published. Each member runs in a process of its own with its own time limit; its notebook "
-                  "lies beside the wheel. A valid `submission.csv` exists from the first minute on.", cell,
-                  'print(verdict(members), members.to_string(index=False), sep="\\n\\n")', datasets=("hms-hbac-wheel", "hms-hbac-weights"))
+    out |= kernel(
+        "submit-ensemble",
+        "Submission: four notebooks, one blend",
+        """The mean of four notebooks, as published.
+
+                  Each member runs in a process of its own with its own time limit; its notebook ."""
+        "lies beside the wheel. A valid `submission.csv` exists from the first minute on.",
+        cell,
+        'print(verdict(members), members.to_string(index=False), sep="\\n\\n")',
+        datasets=("hms-hbac-wheel", "hms-hbac-weights"),
+    )
     return out
 
 
 def strangers():
     "Folders of kernels that the texts above do not make."
     known = {name.partition("/")[0] for name in files()}
-    return sorted(p.name for p in ROOT.iterdir() if p.is_dir() and p.name not in known and not p.name.startswith("."))
+    return sorted(
+        p.name for p in ROOT.iterdir() if p.is_dir() and p.name not in known and not p.name.startswith(".")
+    )
 
 
 def main(check=False):
-    stale = [name for name, text in files().items() if not (ROOT / name).is_file() or (ROOT / name).read_text(encoding="utf-8") != text]
+    stale = [
+        name
+        for name, text in files().items()
+        if not (ROOT/name).is_file() or (ROOT/name).read_text(encoding="utf-8") != text
+    ]
     if check:
         stale += strangers()
-        print("\n".join(f"kaggle_kernels/{n} differs from tools/build_kernels.py; run it" for n in stale) or "kaggle_kernels: in sync")
+        print(
+            "\n".join(f"kaggle_kernels/{n} differs from tools/build_kernels.py; run it" for n in stale)
+            or "kaggle_kernels: in sync"
+        )
         return int(bool(stale))
     for name in stale:
         (ROOT / name).parent.mkdir(parents=True, exist_ok=True)

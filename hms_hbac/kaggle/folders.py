@@ -33,7 +33,7 @@ def safe_name(name: object, folder: Path) -> bool:
     if path.is_absolute() or ".." in path.parts: return False
     return (Path(folder)/name).parent.resolve() == Path(folder).resolve()/path.parent
 
-# %% ../../nbs/11_kaggle/03_folders.ipynb #904e59cf
+# %% ../../nbs/11_kaggle/03_folders.ipynb #eea59d91
 def marked(out: Path, kind: str) -> list[str]:
     """Names of the files in `out` that its mark says a command of this `kind` made.
 
@@ -51,7 +51,7 @@ def marked(out: Path, kind: str) -> list[str]:
                                   cure="look at the folder, then remove it by hand")
     return told["files"]
 
-
+# %% ../../nbs/11_kaggle/03_folders.ipynb #3d98e040
 def older_mark(manifest: object, kind: str) -> dict:
     "The mark that a folder made before marks existed would have, read from its manifest.json."
     if not isinstance(manifest, dict) or not {"built", "sha256"} <= set(manifest): return {}
@@ -60,7 +60,7 @@ def older_mark(manifest: object, kind: str) -> dict:
     runs = {str(PurePosixPath(n).parent) for n in files if isinstance(n, str) and n.endswith("/recipe.yaml")}
     return {"kind": kind, "files": sorted(files | {f"{r}/manifest.json" for r in runs})}
 
-# %% ../../nbs/11_kaggle/03_folders.ipynb #093279a5
+# %% ../../nbs/11_kaggle/03_folders.ipynb #50b6e5a0
 def claim(
     out: Path,                      # the folder to fill
     kind: str,                      # the command, as its mark says
@@ -80,7 +80,7 @@ def claim(
     if not out.exists() or all(p.name in SPARED[:2] for p in out.iterdir()): return []
     return marked(out, kind)
 
-# %% ../../nbs/11_kaggle/03_folders.ipynb #356c28a5
+# %% ../../nbs/11_kaggle/03_folders.ipynb #a88b194e
 @contextmanager
 def renewed(out: Path, kind: str, inputs: Iterable[Path] = ()) -> Iterator[Path]:
     """An empty folder to build in; afterwards its files take the place of those that an earlier call left
@@ -101,7 +101,7 @@ def files_of(folder: Path) -> list[str]:
         p.relative_to(folder).as_posix() for p in Path(folder).rglob("*") if p.is_file() or p.is_symlink()
     )
 
-# %% ../../nbs/11_kaggle/03_folders.ipynb #b93dcb56
+# %% ../../nbs/11_kaggle/03_folders.ipynb #80c0a5b6
 def move_in(build: Path, out: Path, kind: str, old: list[str]):
     """Replace the files `old` of `out` by those of `build`.
 

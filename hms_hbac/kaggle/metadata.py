@@ -58,7 +58,7 @@ SWITCH = "true or false, without quotes"
 KERNEL_KEYS = {
     "id": (
         matches(rf"{NAME}/(?=.{{5,50}}$){SLUG}"),
-        "owner/slug in lower case, the slug with 5 to 50 letters, no version",
+        "owner/slug in lower case, the slug with 5 to 50 letters",
     ),
     "id_no": (whole, "a number"),
     "title": (text(5, 50), "5 to 50 letters"),
@@ -71,19 +71,15 @@ KERNEL_KEYS = {
     "enable_tpu": (boolean, SWITCH),
     "machine_shape": (one_of(*SHAPES), f"one of {', '.join(SHAPES)}; a P100 cannot run the image's torch"),
     "dataset_sources": (every(matches(SOURCE)), "a list of owner/slug, without a prefix such as datasets/"),
-    "competition_sources": (
-        every(matches(SLUG)),
-        "a list of bare slugs, without a prefix such as competitions/",
-    ),
+    "competition_sources": (every(matches(SLUG)), "a list of bare slugs, without such as competitions/"),
     "kernel_sources": (every(matches(SOURCE)), "a list of owner/slug, without a prefix such as code/"),
-    "model_sources": (
-        every(matches(MODEL)),
-        "a list of owner/model/framework/variation/version, the version a number",
-    ),
+    "model_sources": (every(matches(MODEL)), "a list of owner/model/framework/variation/version"),
     "keywords": (every(text(1, 50)), "a list of tags"),
     "docker_image": (text(1, 300), "an image known to Kaggle"),
     "docker_image_pinning_type": (one_of("original", "latest"), "original or latest"),
 }
+
+# %% ../../nbs/11_kaggle/02_metadata.ipynb #74b8a283
 KERNEL_NEEDS = ("id", "title", "code_file", "language", "kernel_type", "is_private", "enable_internet",
                 "machine_shape", "competition_sources", "dataset_sources")
 
@@ -99,7 +95,7 @@ def resources(v) -> bool:
     "True for a list of mappings that name a path."
     return isinstance(v, list) and all(isinstance(r, dict) and isinstance(r.get("path"), str) for r in v)
 
-
+# %% ../../nbs/11_kaggle/02_metadata.ipynb #a2ff8bcd
 DATASET_KEYS = {
     "id": (
         matches(rf"{NAME}/(?=.{{6,50}}$){SLUG}"),
@@ -128,7 +124,7 @@ def key_faults(meta: dict, keys: dict, needs: Iterable[str]) -> list[tuple]:
             out.append((k, f"cannot be {json.dumps(meta[k])[:200]}", f"write {keys[k][1]}"))
     return out + [(k, "is missing", f"write it out: {keys[k][1]}") for k in needs if k not in meta]
 
-# %% ../../nbs/11_kaggle/02_metadata.ipynb #d355d05b
+# %% ../../nbs/11_kaggle/02_metadata.ipynb #801942ec
 def agree_faults(meta: dict) -> list[tuple]:
     "Faults (key, what, cure) between keys."
     out, slug, shape = [], str(meta.get("id", "")).rpartition("/")[2], str(meta.get("machine_shape", ""))
@@ -138,14 +134,13 @@ def agree_faults(meta: dict) -> list[tuple]:
     if meta.get("enable_gpu") is False and shape.startswith("Nvidia"):
         out.append(("enable_gpu", f"contradicts machine_shape {shape}", "write true"))
     if meta.get("enable_gpu") and shape == "None":
-        out.append(
-            ("machine_shape", "contradicts enable_gpu", 'name the accelerator, such as "NvidiaTeslaT4"')
-        )
+        cure = 'name the accelerator, such as "NvidiaTeslaT4"'
+        out.append(("machine_shape", "contradicts enable_gpu", cure))
     if isinstance(meta.get("competition_sources"), list) and COMPETITION not in meta["competition_sources"]:
         out.append(("competition_sources", "the competition is not attached", f"add {COMPETITION}"))
     return out
 
-
+# %% ../../nbs/11_kaggle/02_metadata.ipynb #7d27a1dc
 def read_notebook(path: Path) -> tuple:
     "(the notebook as a dict, '') or (None, why it cannot be read)."
     try: nb = json.loads(path.read_text(encoding="utf-8"))
@@ -177,7 +172,7 @@ def code_faults(meta: dict, folder: Path) -> list[tuple]:
         meta, "\n".join("".join(c.get("source", "")) for c in nb["cells"] if c.get("cell_type") == "code")
     )
 
-# %% ../../nbs/11_kaggle/02_metadata.ipynb #eca416c6
+# %% ../../nbs/11_kaggle/02_metadata.ipynb #14b53c15
 def source_faults(
     meta: dict,       # a kernel's metadata
     source: str,      # all code of its notebook
@@ -187,34 +182,17 @@ def source_faults(
         return any(re.search(rf"/{slug}(/|$)", str(s)) for s in meta.get(key) or [])
     out = []
     if "hms_hbac" in source and not attached("dataset_sources", "hms-hbac-wheel"):
-        out.append(
-            (
-                "dataset_sources",
-                "the notebook imports hms_hbac, but its wheel is not attached",
-                "add owner/hms-hbac-wheel",
-            )
-        )
-    runs = (
-        attached("dataset_sources", WEIGHTS)
-        or attached("model_sources", WEIGHTS)
-        or meta.get("kernel_sources")
-    )
+        what = "the notebook imports hms_hbac, but its wheel is not attached"
+        out.append(("dataset_sources", what, "add owner/hms-hbac-wheel"))
+    systems = attached("dataset_sources", WEIGHTS) or attached("model_sources", WEIGHTS)
+    runs = systems or meta.get("kernel_sources")
     if re.search(r"\b(infer|run_members)\(", source) and not runs:
-        out.append(
-            (
-                "dataset_sources",
-                "the notebook predicts, but no trained systems are attached",
-                f"add owner/{WEIGHTS}, or its version in model_sources, or a kernel_sources entry",
-            )
-        )
+        what = "the notebook predicts, but no trained systems are attached"
+        cure = f"add owner/{WEIGHTS}, or its version in model_sources, or a kernel_sources entry"
+        out.append(("dataset_sources", what, cure))
     if "submission.csv" in source and meta.get("enable_internet") is True:
-        out.append(
-            (
-                "enable_internet",
-                "the competition takes no submission from a kernel with internet",
-                "write false",
-            )
-        )
+        what = "the competition takes no submission from a kernel with internet"
+        out.append(("enable_internet", what, "write false"))
     return out
 
 # %% ../../nbs/11_kaggle/02_metadata.ipynb #cc7e737e
@@ -246,7 +224,7 @@ def folder_faults(folder: Path) -> list[dict]:
         ]
     return [dict(file=str(folder/name), key=k, what=w, cure=c) for k, w, c in found]
 
-
+# %% ../../nbs/11_kaggle/02_metadata.ipynb #8da3929d
 def check(folders: Iterable[Path]) -> pd.DataFrame:
     "Faults of several folders (columns file, key, what, cure), empty where all is well."
     return pd.DataFrame(
@@ -270,7 +248,7 @@ def first_fault(folder: Path):
     f, more = found.iloc[0], f" (and {len(found) - 1} more)" if len(found) > 1 else ""
     raise KaggleError(f"{f.key}: {f.what}{more}", where=f.file, cure=f.cure)
 
-# %% ../../nbs/11_kaggle/02_metadata.ipynb #254c6779
+# %% ../../nbs/11_kaggle/02_metadata.ipynb #fb9813d6
 @contextmanager
 def staged(
     folder: Path,               # a kernel's or dataset's folder
@@ -295,7 +273,7 @@ def staged(
             write_json(path, meta)
         yield copy
 
-
+# %% ../../nbs/11_kaggle/02_metadata.ipynb #63606a1f
 def link_or_copy(source: str, target: str):
     """A hard link to the file behind `source` where the file system can, else a copy.
 

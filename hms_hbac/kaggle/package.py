@@ -228,7 +228,8 @@ def pack_weights(
             where=runs,
             cure="name one folder of runs for each recipe",
         )
-    with renewed(out, "weights", found) as build:
+    named = [runs] if isinstance(runs, (str, Path)) else list(runs)
+    with renewed(out, "weights", [*named, *found]) as build:
         for folder, name in names.items():
             state = packed_state(folder)
             if state == "packed": pack_run(folder, build/name)

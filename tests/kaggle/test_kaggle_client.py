@@ -1,4 +1,6 @@
-"The real kaggle client against a stub of the server: every refusal ends with a status other than 0 and a cure, and nothing leaves the machine."
+"""The real kaggle client against a stub of the server.
+
+Every refusal ends with a status other than 0 and a cure, and nothing leaves the machine."""
 import json
 import os
 import shutil
@@ -11,12 +13,13 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
+from stub_kaggle import GUARD, Stub
 from typer.testing import CliRunner
 
 from hms_hbac.core import COMPETITION, write_json
-from hms_hbac.kaggle.metadata import OWNER, check
 from hms_hbac.kaggle.commands import kaggle_app
-from stub_kaggle import GUARD, Stub
+from hms_hbac.kaggle.metadata import OWNER, check
+from hms_hbac.kaggle.package import write_manifest
 
 if not find_spec("kaggle"): pytest.skip("the kaggle client is not installed", allow_module_level=True)
 KERNELS = Path(__file__).resolve().parents[2] / "kaggle_kernels"
@@ -34,10 +37,12 @@ def stub(tmp_path, monkeypatch):
     for k, v in stub.environment(home).items(): monkeypatch.setenv(k, v)
     for name in ("connect", "connect_ex", "getaddrinfo"):
         owner = socket if name == "getaddrinfo" else socket.socket
-        monkeypatch.setattr(owner, name, getattr(owner, name))             # so that the guard is undone afterwards
+        # so that the guard is undone afterwards
+        monkeypatch.setattr(owner, name, getattr(owner, name))
     exec(GUARD, {})
     from kaggle.api.kaggle_api_extended import KaggleApi
-    monkeypatch.setattr(KaggleApi, "args", ["--local"])                        # read from the environment when the module is imported
+    # read from the environment when the module is imported
+    monkeypatch.setattr(KaggleApi, "args", ["--local"])
     monkeypatch.setattr(KaggleApi, "config_dir", str(home))
     monkeypatch.setattr(KaggleApi, "config", str(home / "kaggle.json"))
     stub.datasets |= {"annsmith/hms-hbac-wheel", "annsmith/hms-hbac-weights"}
@@ -68,7 +73,11 @@ def test_push_of_every_kernel(stub):
     sent = {b["slug"].split("hms-", 1)[1]: b for b in stub.bodies("SaveKernel")}
     assert sorted(sent) == NAMES and len(NAMES) == 11
     for name, b in sent.items():
-        assert b["machineShape"] == "NvidiaTeslaT4" and b["enableGpu"] and b["competitionDataSources"] == [COMPETITION]
+        assert (
+            b["machineShape"] == "NvidiaTeslaT4"
+            and b["enableGpu"]
+            and b["competitionDataSources"] == [COMPETITION]
+        )
         assert bool(b.get("enableInternet")) == name.startswith("train")
         assert len(json.loads(b["text"])["cells"]) < 12
     assert "version 2" in run("push", KERNELS / "infer-panels", "--timeout", 600).output
@@ -96,7 +105,10 @@ def test_the_plain_client_sends_the_same(stub, tmp_path):
 def test_invalid_sources(stub):
     stub.datasets.clear()
     out = fails("push", KERNELS / "infer-panels")
-    assert "WITHOUT dataset annsmith/hms-hbac-wheel, annsmith/hms-hbac-weights" in out and "push the source first" in out
+    assert (
+        "WITHOUT dataset annsmith/hms-hbac-wheel, annsmith/hms-hbac-weights" in out
+        and "push the source first" in out
+    )
     out = fails("push", KERNELS / "train-panels", "--resume")                # no earlier run there
     assert "kernel annsmith/hms-train-panels" in out
     stub.datasets.add("annsmith/hms-hbac-wheel")
@@ -104,9 +116,15 @@ def test_invalid_sources(stub):
 
 
 @pytest.mark.parametrize("answer, words", [
-    ({"error": "Maximum weekly GPU quota of 30.00 hours reached"}, "weekly reset"), ({"error": "Maximum batch GPU session count of 2 reached."}, "stop a running session"),
-    ({"error": "The requested title is already in use by a notebook"}, "another title"), (401, "token"), (403, "accept the competition's rules"),
-    (404, "owner and slug"), (429, "wait some minutes"), (500, "try again later"), ("drop", "check the network")])
+    ({"error": "Maximum weekly GPU quota of 30.00 hours reached"}, "weekly reset"),
+    ({"error": "Maximum batch GPU session count of 2 reached."}, "stop a running session"),
+    ({"error": "The requested title is already in use by a notebook"}, "another title"),
+    (401, "token"),
+    (403, "accept the competition's rules"),
+    (404, "owner and slug"),
+    (429, "wait some minutes"),
+    (500, "try again later"),
+    ("drop", "check the network")])
 def test_refusals_of_a_push(stub, answer, words):
     stub.script["SaveKernel"] = [answer] * 12
     assert words in fails("push", KERNELS / "infer-panels")
@@ -144,7 +162,11 @@ def test_the_guard(stub, monkeypatch):
 def test_dry_run_and_faulty_metadata(stub, tmp_path):
     got = run("push", KERNELS / "infer-panels", "--owner", "BobJones", "--dry-run")
     sent = json.loads(got.output)
-    assert sent["metadata"]["id"] == "bobjones/hms-infer-panels" and sent["metadata"]["dataset_sources"][0] == "bobjones/hms-hbac-wheel" and not stub.calls
+    assert (
+        sent["metadata"]["id"] == "bobjones/hms-infer-panels"
+        and sent["metadata"]["dataset_sources"][0] == "bobjones/hms-hbac-wheel"
+        and not stub.calls
+    )
     folder = shutil.copytree(KERNELS / "infer-panels", tmp_path / "k")
     meta = json.loads((folder / "kernel-metadata.json").read_text())
     write_json(folder / "kernel-metadata.json", {**meta, "machine_shapes": "NvidiaTeslaT4"})
@@ -154,10 +176,19 @@ def test_dry_run_and_faulty_metadata(stub, tmp_path):
 
 def test_wait(stub):
     stub.kernels[REF] = 1
-    stub.script["GetKernelSessionStatus"] = [{"status": "QUEUED"}, "drop", {"status": "RUNNING"}, {"status": "COMPLETE"}]
+    stub.script["GetKernelSessionStatus"] = [
+        {"status": "QUEUED"},
+        "drop",
+        {"status": "RUNNING"},
+        {"status": "COMPLETE"},
+    ]
     got = run("wait", KERNELS / "infer-panels", "--every", 0)
-    assert got.exit_code == 0 and all(w in got.output for w in ("queued", "no connection", "running", "complete", "done after"))
-    stub.script["GetKernelSessionStatus"] = [{"status": "ERROR", "failureMessage": "Your notebook tried to allocate more memory than is available"}]
+    assert got.exit_code == 0 and all(
+        w in got.output for w in ("queued", "no connection", "running", "complete", "done after")
+    )
+    stub.script["GetKernelSessionStatus"] = [
+        {"status": "ERROR", "failureMessage": "Your notebook tried to allocate more memory than is available"}
+    ]
     assert "more memory" in fails("wait", REF, "--every", 0)
     stub.script["GetKernelSessionStatus"] = [{"status": "CANCEL_ACKNOWLEDGED"}]
     assert "cancel_acknowledged" in fails("wait", REF, "--every", 0)
@@ -173,15 +204,23 @@ def test_wait(stub):
 
 def test_fetch_all_pages(stub, tmp_path):
     stub.kernels[REF] = 1
-    names = [f"runs/panels_b0/fold{k}/{n}" for k in range(3) for n in ("manifest.json", "model.safetensors", "recipe.yaml")] + ["submission.csv"]
+    names = [
+        f"runs/panels_b0/fold{k}/{n}"
+        for k in range(3)
+        for n in ("manifest.json", "model.safetensors", "recipe.yaml")
+    ] + ["submission.csv"]
     stub.pages = [names[:4], names[4:8], names[8:]]
     stub.files = {n: n.encode() * 100 for n in names}
     got = run("fetch", REF, "--runs", tmp_path / "runs")
     assert got.exit_code == 0 and "10 files" in got.output
-    for n in names: assert (tmp_path / (n if n.startswith("runs") else f"runs/kaggle-hms-infer-panels/{n}")).read_bytes() == stub.files[n]
+    for n in names:
+        assert (
+            tmp_path / (n if n.startswith("runs") else f"runs/kaggle-hms-infer-panels/{n}")
+        ).read_bytes() == stub.files[n]
     assert (tmp_path / "runs/kaggle-hms-infer-panels/log.txt").read_text() == "the log"
     assert len(stub.bodies("ListKernelSessionOutput")) == 3
-    assert got.output.index("recipe.yaml") < got.output.index("manifest.json")         # what calls a run finished comes last
+    # what calls a run finished comes last
+    assert got.output.index("recipe.yaml") < got.output.index("manifest.json")
 
 
 def test_fetch_that_fails(stub, tmp_path):
@@ -200,26 +239,51 @@ def test_fetch_that_fails(stub, tmp_path):
 
 @pytest.fixture
 def weights(tmp_path):
-    folder = shutil.copytree(KERNELS / "weights", tmp_path / "weights", ignore=lambda d, names: [n for n in names if n != "dataset-metadata.json"])
-    write_json(folder / "manifest.json", {"sha256": {}})
-    for k in range(2):
-        write_json(folder / f"panels_b0/fold{k}/recipe.yaml", {"fold": k})
+    spared = ["dataset-metadata.json"]
+    folder = shutil.copytree(
+        KERNELS/"weights",
+        tmp_path/"weights",
+        ignore=lambda d, names: [n for n in names if n not in spared],
+    )
+    for k in range(2): write_json(folder / f"panels_b0/fold{k}/recipe.yaml", {"fold": k})
+    write_manifest(folder)
     return folder
+
+
+def test_a_dataset_that_is_not_its_manifest(stub, weights):
+    "Nothing is sent of a folder whose files were changed, added or lost after it was packed."
+    recipe = weights / "panels_b0/fold1/recipe.yaml"
+    text = recipe.read_text()
+    recipe.write_text("edited")
+    assert "is not the file whose sha256" in fails("push", weights)
+    recipe.unlink()
+    assert "is named in manifest.json, and is not there" in fails("push", weights)
+    recipe.write_text(text)
+    (weights / "notes.txt").write_text("new")
+    assert "notes.txt is not named in manifest.json" in fails("push", weights)
+    assert not [rpc for rpc, _ in stub.calls if "Dataset" in rpc]
 
 
 def test_dataset_created_then_a_version(stub, weights):
     stub.datasets.clear()
     got = run("push", weights)
     assert got.exit_code == 0 and "annsmith/hms-hbac-weights: created, https://" in got.output
-    assert sorted(f["token"] for f in stub.bodies("CreateDataset")[0]["files"]) == ["token-manifest.json", "token-panels_b0.zip"]
+    assert sorted(f["token"] for f in stub.bodies("CreateDataset")[0]["files"]) == [
+        "token-manifest.json",
+        "token-panels_b0.zip",
+    ]
     assert stub.bodies("CreateDataset")[0]["isPrivate"]
-    assert sorted(zipfile.ZipFile(BytesIO(stub.blobs["panels_b0.zip"])).namelist())[-1].endswith("fold1/recipe.yaml")
+    assert sorted(zipfile.ZipFile(BytesIO(stub.blobs["panels_b0.zip"])).namelist())[-1].endswith(
+        "fold1/recipe.yaml"
+    )
     got = run("push", weights)
     assert "new version" in got.output and len(stub.bodies("CreateDatasetVersion")) == 1
 
 
 def test_dataset_that_fails(stub, weights):
-    stub.script["CreateDatasetVersion"] = [{"status": "error", "error": "The requested title is already in use"}]
+    stub.script["CreateDatasetVersion"] = [
+        {"status": "error", "error": "The requested title is already in use"}
+    ]
     assert "another title" in fails("push", weights)
     stub.lost.add("panels_b0.zip")
     assert "WITHOUT panels_b0.zip" in fails("push", weights)
@@ -229,13 +293,117 @@ def test_dataset_that_fails(stub, weights):
     assert "hms-hbac kaggle wheel" in fails("push", weights)
 
 
+def fold(status, updates=10, recipe="aa", model="there"):
+    "A fold as {name: bytes}, as a kernel's output holds it."
+    manifest = {"status": status, "updates": updates, "recipe_hash": recipe, "data": "d", "fold": 0}
+    return {
+        "manifest.json": json.dumps(manifest).encode(),
+        "model.safetensors": model.encode(),
+        "recipe.yaml": b"a: 1",
+    }
+
+
+@pytest.mark.parametrize("here, there, stays", [
+    (fold("finished", model="here"), fold("finished", recipe="bb"), "it is another run"),
+    (fold("finished", model="here"), fold("paused", 90), "it is finished"),
+    (fold("paused", 20, model="here"), fold("finished", 90, recipe="bb"), "it is another run"),
+    (fold("paused", 20, model="here"), fold("paused", 10), "it got further"),
+    (fold("paused", 20, model="here"), fold("finished", 90), ""),
+    (fold("paused", 20, model="here"), fold("paused", 30), "")])
+def test_whole_folds_are_swapped(stub, tmp_path, here, there, stays):
+    "Never one fold's model beside another's manifest, and never a finished fold lost."
+    stub.kernels[REF], runs = 1, tmp_path / "runs"
+    for name, data in here.items():
+        (runs / "panels_b0/fold0").mkdir(parents=True, exist_ok=True)
+        (runs / "panels_b0/fold0" / name).write_bytes(data)
+    stub.files = {f"runs/panels_b0/fold0/{n}": data for n, data in there.items()}
+    stub.pages = [list(stub.files)]
+    got = run("fetch", REF, "--runs", runs)
+    lies = {p.name: p.read_bytes() for p in (runs / "panels_b0/fold0").iterdir()}
+    aside = tmp_path / "runs-hms-infer-panels/panels_b0/fold0"
+    assert got.exit_code == 0 and lies == (here if stays else there)
+    assert (
+        ({p.name: p.read_bytes() for p in aside.iterdir()} == there and stays in got.output)
+        if stays
+        else not aside.exists()
+    )
+    assert [p.name for p in runs.rglob("*") if p.name.startswith(".")] == []
+
+
+def test_fetch_writes_no_hidden_file_and_through_no_link(stub, tmp_path):
+    stub.kernels[REF], runs = 1, tmp_path / "runs"
+    stub.pages, stub.files = (
+        [[".git/hooks/pre-commit", "log.csv"]],
+        {".git/hooks/pre-commit": b"rm -rf ~", "log.csv": b"1"},
+    )
+    got = run("fetch", REF, "--runs", runs)
+    assert (
+        got.exit_code == 0
+        and "left out .git/hooks/pre-commit" in got.output
+        and not list(tmp_path.rglob("pre-commit"))
+    )
+    (tmp_path / "elsewhere").mkdir()
+    (runs / "panels_b0").symlink_to(tmp_path / "elsewhere")
+    stub.pages, stub.files = (
+        [["runs/panels_b0/fold0/manifest.json"]],
+        {"runs/panels_b0/fold0/manifest.json": b"{}"},
+    )
+    assert "is a link" in fails("fetch", REF, "--runs", runs) and not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_a_failed_download_shows_no_signature(stub, tmp_path, monkeypatch):
+    stub.kernels[REF] = 1
+    page = {
+        "files": [{"fileName": "a.bin", "url": "http://localhost/files/a.bin?X-Goog-Signature=secret&e=1"}],
+        "log": "",
+    }
+    stub.script["ListKernelSessionOutput"] = [page]
+    said = fails("fetch", REF, "--runs", tmp_path / "runs")
+    assert "(404)" in said and "a.bin" in said and "secret" not in said
+
+
+class Hub:
+    "A stand-in for kagglehub: uploads raise the stub's version number."
+    def __init__(self): self.version, self.uploads = 2, []
+
+    def model_upload(self, handle, local_model_dir, license_name, version_notes, ignore_patterns):
+        self.uploads.append((handle, sorted(p.name for p in Path(local_model_dir).iterdir())))
+        self.version += 1
+
+
+def test_weights_as_a_model(stub, tmp_path, monkeypatch):
+    """Packed, uploaded by kagglehub, and the exact version asked for.
+
+    A push then attaches it in place of the dataset."""
+    from hms_hbac.models.recipe import load_recipe, save_recipe
+    hub = Hub()
+    monkeypatch.setitem(sys.modules, "kagglehub", hub)
+    stub.GetModelInstance = lambda b: {"id": 1, "versionNumber": hub.version, "slug": "default"}
+    save_recipe(load_recipe("panels_b0", "demo"), tmp_path / "runs/panels_b0/fold0/recipe.yaml")
+    (tmp_path / "runs/panels_b0/fold0/model.safetensors").write_text("weights")
+    got = run("weights", tmp_path / "runs", "--out", tmp_path / "w", "--as", "model")
+    handle = "annsmith/hms-hbac-weights/pyTorch/default"
+    assert got.exit_code == 0 and f"model_sources: {handle}/3" in got.output, got.output
+    assert hub.uploads[0][0] == handle and {"manifest.json", "panels_b0"} <= set(hub.uploads[0][1])
+    assert run("push", KERNELS / "infer-panels", "--model", 3).exit_code == 0
+    sent = stub.bodies("SaveKernel")[-1]
+    assert sent["modelDataSources"] == [f"{handle}/3"] and sent["datasetDataSources"] == [
+        "annsmith/hms-hbac-wheel"
+    ]
+    hub.model_upload = lambda *a, **k: None
+    assert "the newest version is still 3" in fails(
+        "weights", tmp_path/"runs", "--out", tmp_path/"w", "--as", "model"
+    )
+
+
 def test_submission(stub):
     stub.kernels["annsmith/hms-submit-ensemble"] = 2
     got = run("submit", KERNELS / "submit-ensemble", "--version", 2, "--message", "four notebooks")
     assert got.exit_code == 0 and "Successfully submitted" in got.output
     assert stub.bodies("CreateCodeSubmission")[0]["submissionDescription"] == "four notebooks"
     assert "Could not find version 7" in fails("submit", KERNELS / "submit-ensemble", "--version", 7)
-    for status, words in ((403, "accept the competition's rules"), (404, "owner and slug"), (400, "the server refused (400)")):
+    answers = {403: "accept the competition's rules", 404: "owner and slug", 400: "the server refused (400)"}
+    for status, words in answers.items():
         stub.script["CreateCodeSubmission"] = [status]
         assert words in fails("submit", KERNELS / "submit-ensemble", "--version", 2)
 
@@ -252,16 +420,33 @@ def broken(folder, key, value):
 
 
 @pytest.mark.parametrize("key, value, words", [
-    ("machine_shapes", "NvidiaTeslaT4", "unknown key"), ("machine_shape", None, "missing"), ("machine_shape", "NvidiaTeslaP100", "P100"), ("enable_internet", None, "missing"),
-    ("enable_internet", "false", "without quotes"), ("enable_internet", True, "takes no submission"), ("competition_sources", [f"competitions/{COMPETITION}"], "bare slugs"),
-    ("competition_sources", [], "not attached"), ("id", "AnnSmith/hms-infer-panels", "lower case"), ("id", "ann/hms", "5 to 50"), ("id", "hms-infer-panels", "owner/slug"),
-    ("id", "ann/hms-infer-panels/3", "no version"), ("title", "hms infer panel", "slug"), ("title", "hms", "5 to 50"), ("title", "x" * 51, "5 to 50"),
-    ("code_file", "other.ipynb", "there is no"), ("dataset_sources", [f"{OWNER}/hms-hbac-weights"], "wheel is not attached"), ("dataset_sources", ["datasets/ann/hms-hbac-wheel"], "prefix"),
-    ("kernel_sources", ["code/ann/x"], "prefix"), ("language", "r", "python"), ("enable_gpu", False, "contradicts")])
+    ("machine_shapes", "NvidiaTeslaT4", "unknown key"),
+    ("machine_shape", None, "missing"),
+    ("machine_shape", "NvidiaTeslaP100", "P100"),
+    ("enable_internet", None, "missing"),
+    ("enable_internet", "false", "without quotes"),
+    ("enable_internet", True, "takes no submission"),
+    ("competition_sources", [f"competitions/{COMPETITION}"], "bare slugs"),
+    ("competition_sources", [], "not attached"),
+    ("id", "AnnSmith/hms-infer-panels", "lower case"),
+    ("id", "ann/hms", "5 to 50"),
+    ("id", "hms-infer-panels", "owner/slug"),
+    ("id", "ann/hms-infer-panels/3", "owner/slug in lower case"),
+    ("title", "hms infer panel", "slug"),
+    ("title", "hms", "5 to 50"),
+    ("title", "x" * 51, "5 to 50"),
+    ("code_file", "other.ipynb", "there is no"),
+    ("dataset_sources", [f"{OWNER}/hms-hbac-weights"], "wheel is not attached"),
+    ("dataset_sources", ["datasets/ann/hms-hbac-wheel"], "prefix"),
+    ("kernel_sources", ["code/ann/x"], "prefix"),
+    ("language", "r", "python"),
+    ("enable_gpu", False, "contradicts")])
 def test_faults_of_metadata(tmp_path, key, value, words):
     folder = shutil.copytree(KERNELS / "infer-panels", tmp_path / "k")
     found = broken(folder, key, value)
-    assert (found.what + " " + found.cure).str.contains(words).any() and key in set(found.key), found.to_string()
+    assert (found.what + " " + found.cure).str.contains(words).any() and key in set(found.key), (
+        found.to_string()
+    )
     assert found.file.str.endswith("kernel-metadata.json").all()
 
 

@@ -1,4 +1,6 @@
-"Kernels rehearsed from a wheel in a fresh environment: the submission is that of predict and ensemble, and a kernel sees what it would see on Kaggle."
+"""Kernels rehearsed from a wheel in a fresh environment.
+
+The submission is that of predict and ensemble, and a kernel sees what it would see on Kaggle."""
 import json
 import shutil
 from pathlib import Path
@@ -8,15 +10,15 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from hms_hbac.training.checkpoints import save_weights
 from hms_hbac.core import KaggleError, read_json, write_json
 from hms_hbac.draws import seed_everything
 from hms_hbac.inference.ensemble import check_submission
-from hms_hbac.kaggle.package import build_wheel
 from hms_hbac.kaggle.commands import kaggle_app
-from hms_hbac.models.recipe import build, load_recipe, save_recipe
+from hms_hbac.kaggle.package import build_wheel
 from hms_hbac.kaggle.place import can_isolate
 from hms_hbac.kaggle.rehearse import passed, rehearse
+from hms_hbac.models.recipe import build, load_recipe, save_recipe
+from hms_hbac.training.checkpoints import save_weights
 
 KERNELS = Path(__file__).resolve().parents[2] / "kaggle_kernels"
 RUNS = ("attention_b0", "multiwindow_b0", "refined_mosaic_b0", "resnet1d_gru", "panels_b0")
@@ -31,7 +33,10 @@ def runs(tmp_path_factory):
         seed_everything(n)
         save_recipe(recipe, folder / name / "fold0/recipe.yaml")
         save_weights(folder / name / "fold0/model.safetensors", build(recipe).state_dict())
-        write_json(folder / name / "fold0/manifest.json", {"status": "finished", "prior": [.1, .1, .1, .1, .1, .5]})
+        write_json(
+            folder / name/"fold0/manifest.json",
+            {"status": "finished", "prior": [0.1, 0.1, 0.1, 0.1, 0.1, 0.5]},
+        )
     return folder
 
 
@@ -43,10 +48,14 @@ def wheel(tmp_path_factory):
 
 
 def test_submit_ensemble(comp_dir, runs, wheel, tmp_path):
-    "All four members from the wheel's folder, through the new mount form: the blend is that of predict and ensemble here."
+    """All four members from the wheel's folder, through the new mount form.
+
+    The blend is that of predict and ensemble here."""
     table = rehearse(comp_dir, runs, ["submit-ensemble"], out=tmp_path, wheel=wheel)
     row = table.iloc[0]
-    assert passed(table) and row.difference <= 1e-6 and row.wall_s > 0 and row.memory_MB > 100, table.to_string()
+    assert passed(table) and row.difference <= 1e-6 and row.wall_s > 0 and row.memory_MB > 100, (
+        table.to_string()
+    )
     last = nbformat.read(tmp_path / "submit-ensemble/executed.ipynb", 4).cells[-1].outputs
     assert "all 4 members are in submission.csv" in str(last) and "infer-balance" in str(last)
     report = pd.read_csv(tmp_path / "submit-ensemble/working/members/infer-refined/prediction_report.csv")
@@ -58,7 +67,16 @@ def test_one_kernel_in_the_old_form_without_namespaces(comp_dir, runs, wheel, tm
     folder = shutil.copytree(KERNELS, tmp_path / "kernels")
     meta = folder / "infer-panels/kernel-metadata.json"
     meta.write_text(meta.read_text().replace("INSERT_OWNER", "AnnSmith"))
-    table = rehearse(comp_dir, runs, ["infer-panels"], folder=folder, out=tmp_path / "out", form="old", wheel=wheel, isolate=False)
+    table = rehearse(
+        comp_dir,
+        runs,
+        ["infer-panels"],
+        folder=folder,
+        out=tmp_path/"out",
+        form="old",
+        wheel=wheel,
+        isolate=False,
+    )
     assert passed(table), table.to_string()
     assert (tmp_path / "out/infer-panels/input/hms-hbac-wheel").is_symlink()
 
@@ -92,24 +110,55 @@ except OSError as e: print(e.strerror)'''
 
 
 def test_what_a_kernel_sees(comp_dir, runs, wheel, tmp_path):
-    "The package from the wheel, an empty working folder, no network, inputs that cannot be written; in either kind of isolation."
+    """The package from the wheel, an empty working folder, no network, inputs that cannot be written.
+
+    In either kind of isolation."""
     folder = probe(tmp_path / "kernels", "probe", LOOK)
     folder = probe(folder, "change", CHANGE)
     for isolate in {can_isolate(), False}:
         comp = shutil.copytree(comp_dir, tmp_path / f"comp{isolate}")
-        table = rehearse(comp, runs, ["probe", "change"], folder=folder, out=tmp_path / f"out{isolate}", wheel=wheel, isolate=isolate, compare=False).set_index("kernel")
+        table = rehearse(
+            comp,
+            runs,
+            ["probe", "change"],
+            folder=folder,
+            out=tmp_path/f"out{isolate}",
+            wheel=wheel,
+            isolate=isolate,
+            compare=False,
+        ).set_index("kernel")
         assert table.state["probe"] == "ok"
         assert table.state["change"] == ("ok" if isolate else "changed an input")
         assert ((comp / "test.csv").stat().st_size > 0) == isolate
 
 
 def test_limits_errors_and_missing_inputs(comp_dir, runs, wheel, tmp_path):
-    folder = probe(tmp_path / "kernels", "hang", "from hms_hbac.kaggle.kernels import competition_folder, write_prior\nwrite_prior(competition_folder(), 'submission.csv')", "while True: pass")
+    folder = probe(
+        tmp_path/"kernels",
+        "hang",
+        "from hms_hbac.kaggle.kernels import competition_folder, write_prior\n"
+        "write_prior(competition_folder(), 'submission.csv')",
+        "while True: pass",
+    )
     folder = probe(folder, "broken", "1/0 # submission.csv")
     folder = probe(folder, "alone", "", kernel_sources=["ann/hms-train-panels"])
-    table = rehearse(comp_dir, runs, ["hang", "broken"], folder=folder, out=tmp_path / "out", wheel=wheel, compare=False, time_limit=20).set_index("kernel")
-    assert "time limit" in table.state["hang"] and table.submission["hang"] == "every row is the same: the prior"      # written in the beginning
-    assert check_submission(tmp_path / "out/hang/working/submission.csv", comp_dir) == [] and not passed(table)
+    table = rehearse(
+        comp_dir,
+        runs,
+        ["hang", "broken"],
+        folder=folder,
+        out=tmp_path/"out",
+        wheel=wheel,
+        compare=False,
+        time_limit=20,
+    ).set_index("kernel")
+    # written in the beginning
+    assert (
+        "time limit" in table.state["hang"] and table.submission["hang"] == "every row is the same: the prior"
+    )
+    assert check_submission(tmp_path/"out/hang/working/submission.csv", comp_dir) == [] and not passed(
+        table
+    )
     assert "ZeroDivisionError" in table.state["broken"] and table.submission["broken"] == "none"
     with pytest.raises(KaggleError, match="nothing stands in for notebooks/hms-train-panels"):
         rehearse(comp_dir, runs, ["alone"], folder=folder, out=tmp_path / "out", wheel=wheel)
@@ -125,20 +174,48 @@ def test_nothing_attached_does_not_pass(comp_dir, wheel, tmp_path):
 
 def test_wheel_and_weights_commands(runs, tmp_path):
     def run(*args): return CliRunner().invoke(kaggle_app, [str(a) for a in args])
-    for name in ("wheel", "weights"): shutil.copytree(KERNELS / name, tmp_path / name, ignore=lambda d, names: [n for n in names if n != "dataset-metadata.json"])
+    for name in ("wheel", "weights"):
+        shutil.copytree(
+            KERNELS/name,
+            tmp_path/name,
+            ignore=lambda d, names: [n for n in names if n != "dataset-metadata.json"],
+        )
     got = run("wheel", "--alone", "--out", tmp_path / "wheel")
     assert got.exit_code == 0 and "hms_hbac-" in got.output and "infer-attention.ipynb" in got.output
     got = run("weights", runs, "--out", tmp_path / "weights")
     assert got.exit_code == 0 and "packed" in got.output and " MB" in got.output
     sent = json.loads(run("push", tmp_path / "weights", "--dry-run").output)
-    assert {f["name"] for f in sent["files"]} >= {"manifest.json", "panels_b0/fold0/model.safetensors", "panels_b0/fold0/recipe.yaml"}
+    assert {f["name"] for f in sent["files"]} >= {
+        "manifest.json",
+        "panels_b0/fold0/model.safetensors",
+        "panels_b0/fold0/recipe.yaml",
+    }
     assert run("weights", tmp_path / "wheel", "--out", tmp_path / "none").exit_code == 1
-    assert run("push", KERNELS / "train-panels", "--resume", "--dry-run", "--owner", "ann").output.count("ann/hms-train-panels") == 2
+    assert (
+        run("push", KERNELS/"train-panels", "--resume", "--dry-run", "--owner", "ann").output.count(
+            "ann/hms-train-panels"
+        )
+        == 2
+    )
 
 
 def test_the_command(comp_dir, runs, tmp_path):
-    got = CliRunner().invoke(kaggle_app, ["rehearse", "infer-balance", "--data", str(comp_dir), "--runs", str(runs), "--out", str(tmp_path / "out")])
+    got = CliRunner().invoke(
+        kaggle_app,
+        [
+            "rehearse",
+            "infer-balance",
+            "--data",
+            str(comp_dir),
+            "--runs",
+            str(runs),
+            "--out",
+            str(tmp_path/"out"),
+        ],
+    )
     assert got.exit_code == 0 and "passed" in got.output and "infer-balance" in got.output, got.output
     assert check_submission(tmp_path / "out/infer-balance/working/submission.csv", comp_dir) == []
-    got = CliRunner().invoke(kaggle_app, ["rehearse", "infer-panels", "--data", str(comp_dir), "--attach", "nonsense"])
+    got = CliRunner().invoke(
+        kaggle_app, ["rehearse", "infer-panels", "--data", str(comp_dir), "--attach", "nonsense"]
+    )
     assert got.exit_code == 2
