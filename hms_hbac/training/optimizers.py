@@ -6,8 +6,6 @@
 __all__ = ['make_optimizer', 'make_scheduler', 'make_ema', 'update_ema']
 
 # %% ../../nbs/08_training/05_optimizers.ipynb #398bc7ea
-import torch
-
 from ..core import RecipeError
 
 # %% ../../nbs/08_training/05_optimizers.ipynb #8ee4840f
