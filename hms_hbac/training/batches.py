@@ -60,7 +60,7 @@ def plan_updates(n, batch_size, accumulate=1, processes=1):
                           cure="more rows (see the stage's votes), a larger batch_size or fewer processes")
     starts = list(range(0, n, batch_size))
     if len(starts) > 1 and n - starts[-1] < batch_size // 2: starts[-1] = (starts[-2] + n + 1) // 2
-    batches = list(zip(starts, [*starts[1:], n]))
+    batches = list(zip(starts, [*starts[1:], n], strict=True))
     return [batches[i:i + accumulate] for i in range(0, len(batches), accumulate)]
 
 

@@ -174,7 +174,7 @@ def run_epoch(loop: Loop):
     reader = Prefetch(parts, partial(read_part, loop, epochs_before(loop) + p.epoch), pin=device.type == "cuda")
     loop.system.train()
     try:
-        for part, batch in zip(parts, reader):
+        for part, batch in zip(parts, reader, strict=False):
             if p.stopped: return
             backward(loop, part, to_device(batch, device))
             if not part.last: continue

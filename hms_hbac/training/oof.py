@@ -101,4 +101,4 @@ def paired_bootstrap(
     if not len(both): raise DataError("the two runs have no event in common", where="paired_bootstrap", cure="compare runs of the same data and folds")
     found = patient_interval(both.kl - both.kl_b, both.patient_id, draws, level, seed)
     names = ("difference", "low", "high", "p_better")
-    return dict(zip(names, found.tolist())) | {"events": len(both), "patients": both.patient_id.nunique()}
+    return dict(zip(names, found.tolist(), strict=True)) | {"events": len(both), "patients": both.patient_id.nunique()}

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['Given', 'Progress', 'Clock', 'StageState', 'Loop', 'place', 'copy_weights']
 
-# %% ../../nbs/08_training/08_state.ipynb #a20ad067
+# %% ../../nbs/08_training/08_state.ipynb #6fffb471
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,7 +30,7 @@ class Given:
     identity: dict                      # whose checkpoint it is: recipe, files, table, fold
     accelerator: Any
     label_sources: dict = field(default_factory=dict)    # name -> f(loop, stage, rows) -> targets indexed by event_id
-    budget: Optional[float] = None      # seconds for this call
+    budget: float | None = None      # seconds for this call
     checkpoint_every: float = 240.0     # seconds between checkpoints where no evaluation falls
     log: bool = True
     about: dict = field(default_factory=dict)            # more lines for the manifest
@@ -47,7 +47,7 @@ class Progress:
     total: int = 0
     samples: int = 0
     segment_rows: int = 0               # since the last evaluation
-    best: Optional[float] = None
+    best: float | None = None
     since_best: int = 0
     stopped: bool = False               # early stop in this stage
     segment_seconds: float = 0.0        # of training since the last evaluation
@@ -61,7 +61,7 @@ class Progress:
         self.stage, self.epoch, self.update, self.done, self.stopped = self.stage + 1, 0, 0, 0, False
         if not goes_on: self.best, self.since_best = None, 0
 
-# %% ../../nbs/08_training/08_state.ipynb #8452afaf
+# %% ../../nbs/08_training/08_state.ipynb #a3d4196a
 @dataclass(slots=True)
 class Clock:
     "Seconds of this call and of the calls before it."
@@ -83,7 +83,7 @@ class Clock:
 class StageState:
     "The current stage; `optimizer` to `updates` and the best weights go on where a stage continues the one before."
     rows: np.ndarray
-    targets: Optional[torch.Tensor]     # (N, 6) by position in `events`, where the stage replaces votes
+    targets: torch.Tensor | None     # (N, 6) by position in `events`, where the stage replaces votes
     plan: list                          # an epoch's updates, each a list of (start, stop) of its batches
     evaluate_at: set                    # after so many updates of the stage
     loss: Any
@@ -91,19 +91,19 @@ class StageState:
     scheduler: Any
     ema: Any
     updates: int                        # that the schedule is made for
-    best_weights: Optional[dict] = None
+    best_weights: dict | None = None
 
-# %% ../../nbs/08_training/08_state.ipynb #244a1d17
+# %% ../../nbs/08_training/08_state.ipynb #41afd960
 @dataclass(slots=True)
 class Loop:
     "One training: what it was given, where it stands, its clock, and the state of the current stage."
     given: Given
     model: Any                          # the system, wrapped for several processes
     loss_sum: torch.Tensor              # loss and rows since the last evaluation, on the device
-    initial: Optional[dict] = None      # the weights at the very beginning, where a stage wants them
+    initial: dict | None = None      # the weights at the very beginning, where a stage wants them
     progress: Progress = field(default_factory=Progress)
     clock: Clock = field(default_factory=Clock)
-    state: Optional[StageState] = None
+    state: StageState | None = None
     notes: list = field(default_factory=list)
     lineages: list = field(default_factory=list)   # of the runs that made labels
     heard: list = field(default_factory=list)      # signals, see `listening`

@@ -6,10 +6,9 @@
 __all__ = ['lineage', 'votes_alone', 'ancestors', 'check_lineage', 'check_folds', 'teacher_folders', 'load_teacher', 'view_data',
            'teacher_predictions', 'teacher_labels', 'ask']
 
-# %% ../../nbs/08_training/10_teachers.ipynb #08ba53df
+# %% ../../nbs/08_training/10_teachers.ipynb #f0298ff6
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import yaml
 

@@ -19,7 +19,7 @@ from ..core import VOTES
 from ..draws import seed_everything
 from .oof import vote_shares
 
-# %% ../../nbs/08_training/07_toy.ipynb #fb22dadf
+# %% ../../nbs/08_training/07_toy.ipynb #019b685c
 IDENTITY = {"recipe_hash": "toy", "data": "toy", "fold": 0}
 
 
@@ -28,7 +28,7 @@ def toy_table(n: int = 330, seed: int = 0) -> tuple:
     rng = np.random.default_rng(seed)
     hint = rng.normal(size=(n, 6))
     raters = rng.choice([2, 3, 4, 12, 16], n)
-    votes = np.array([rng.multinomial(k, q / q.sum()) for k, q in zip(raters, np.exp(2 * hint))])
+    votes = np.array([rng.multinomial(k, q / q.sum()) for k, q in zip(raters, np.exp(2 * hint), strict=True)])
     table = pd.DataFrame(votes, columns=list(VOTES))
     for column in ("event_id", "eeg_id", "spectrogram_id"): table[column] = range(n)
     table = table.assign(n_votes=votes.sum(1), patient_id=np.arange(n) // 4, fold=np.arange(n) // 4 % 5)

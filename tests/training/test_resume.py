@@ -13,9 +13,11 @@ import pandas as pd
 import pytest
 from safetensors.torch import load_file
 
-from hms_hbac.training.checkpoints import load_checkpoint
+from hms_hbac.training.checkpoints import load_checkpoint, tree_hash
 from hms_hbac.core import CheckpointError
-from hms_hbac.training.run import fit
+from hms_hbac.training.fit import fit
+from hms_hbac.training.machine import read_run
+from hms_hbac.training.toy import toy_optimizer, toy_schedule
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import toy_training
@@ -135,11 +137,53 @@ def test_full_disk(straight, tmp_path, small_disk):
     assert_same(straight, folder)
 
 
+def test_a_stage_that_continues_is_killed(tmp_path):
+    "One optimizer and one schedule over two stages, killed in both: the same bits. (The second stage is named $sure$.)"
+    options = (*OPTIONS, "go_on=1")
+    assert run(tmp_path / "whole", *options).stdout.strip() == "finished"
+    for die in ("update:11", "after:12"): assert run(tmp_path / "parts", *options, f"die={die}").returncode == -9
+    assert run(tmp_path / "parts", *options).stdout.strip() == "finished"
+    assert_same(tmp_path / "whole", tmp_path / "parts")
+    assert set(pd.read_csv(tmp_path / "whole" / "history.csv").stage) == {"all", "$sure$"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_pause(straight, tmp_path, number):
+    "A signal: everything is saved, the status is paused, the exit status 128 plus the signal's number; then the same bits."
+    folder = tmp_path / "run"
+    p = CONTEXT.Process(target=child, args=(str(folder), (*OPTIONS, "slow=0.05"), str(tmp_path / "log"), None))
+    p.start()
+    while not (folder / "last" / "state.json").exists() and p.is_alive(): p.join(.05)
+    second = run(folder, *OPTIONS)                                     # meanwhile another one is refused, by name
+    assert second.returncode == 1 and f"process {p.pid} on " in second.stderr, second.stderr
+    os.kill(p.pid, number)
+    p.join(120)
+    assert p.exitcode == 128 + number, (tmp_path / "log").read_text()
+    assert read_run(folder)["status"] == "paused" and not (folder / ".lock").exists()
+    assert run(folder, *OPTIONS).stdout.strip() == "finished"
+    assert_same(straight, folder)
+
+
+def test_the_next_look_sees_a_crash(tmp_path):
+    "SIGBUS (a cache file cut under the training) and SIGKILL leave `running`; whoever looks next reads `failed` and why."
+    for number, told in ((signal.SIGBUS, "SIGBUS"), (signal.SIGKILL, "kill -9")):
+        folder = tmp_path / told.replace(" ", "")
+        p = CONTEXT.Process(target=child, args=(str(folder), (*OPTIONS, "slow=0.05"), str(tmp_path / "log"), None))
+        p.start()
+        while not (folder / "last" / "state.json").exists() and p.is_alive(): p.join(.05)
+        assert read_run(folder)["status"] == "running"
+        os.kill(p.pid, number)
+        p.join(120)
+        found = read_run(folder)
+        assert found["status"] == "failed" and told in found["error"], found
+    assert run(folder, *OPTIONS).stdout.strip() == "finished"         # the lock of a dead process stops nobody
+
+
 def test_foreign_and_corrupt_are_refused(tmp_path):
     fit(loop := toy_loop(tmp_path, budget=0, every=0.0))
     for key, value in (("recipe_hash", "other"), ("data", "other"), ("fold", 3)):
         stranger = toy_loop(tmp_path)
-        stranger.identity[key] = value
+        stranger.given.identity[key] = value
         with pytest.raises(CheckpointError, match=f"belongs to another run: {key} is .* and {value!r} here(.|\n)*--fresh"): fit(stranger)
     [tensors] = (tmp_path / "last").glob("*.safetensors")
     good = tensors.read_bytes()
@@ -153,12 +197,35 @@ def test_foreign_and_corrupt_are_refused(tmp_path):
     assert fit(toy_loop(tmp_path), resume=False) == "finished"
 
 
+def test_a_tampered_state_is_refused(tmp_path):
+    "state.json changed by hand: never a silent new beginning, never a traceback."
+    fit(toy_loop(tmp_path, budget=0, every=0.0))
+    path = tmp_path / "last" / "state.json"
+    good = json.loads(path.read_text())
+    def tampered(change, hashed):
+        head = json.loads(json.dumps(good))
+        change(head)
+        if hashed: head["state_sha256"] = tree_hash(head["state"])
+        return json.dumps(head)
+    changes = [lambda h: h.update(state=[]), lambda h: h.update(state={}), lambda h: h.update(state="x"), lambda h: h.update(identity=[]),
+               lambda h: h["state"]["progress"].update(stage=7), lambda h: h["state"]["progress"].update(done="many"),
+               lambda h: h["state"].pop("optimizer"), lambda h: h["state"].update(processes=[]),
+               lambda h: h["state"]["progress"].update(wall=1), lambda h: h["state"]["system"].clear()]
+    for change in changes:
+        for hashed in (False, True):
+            path.write_text(tampered(change, hashed))
+            with pytest.raises(CheckpointError, match="corrupt checkpoint(.|\n)*--fresh"): fit(toy_loop(tmp_path))
+    path.write_text(json.dumps({k: v for k, v in good.items() if k != "state_sha256"}))      # of an earlier version
+    assert fit(toy_loop(tmp_path)) == "finished"
+
+
 def test_optimizers_and_schedules_resume(tmp_path):
     "Other optimisers and schedules continue to the same bits."
     plans = [("lion", "cosine"), ("adam", "warm_restarts"), ("sgd", "step"), ("adamw", "constant")]
     for optimizer, schedule in plans:
-        make = lambda: toy_settings(stages=[{"epochs": 1}], optimizer=SimpleNamespace(name=optimizer, lr=1e-3, weight_decay=.01, betas=None),
-                                    schedule=SimpleNamespace(name=schedule, warmup=.2, div=25., final_div=100., period=3, at=.5, factor=.1))
+        def make():
+            return toy_settings(stages=[{"epochs": 1}], optimizer=toy_optimizer(optimizer, lr=1e-3, weight_decay=.01),
+                                schedule=toy_schedule(schedule, period=3, at=.5))
         straight = toy_loop(tmp_path / f"{optimizer}-s", settings=make(), dropout=.1)
         fit(straight)
         status = "paused"

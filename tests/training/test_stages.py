@@ -5,10 +5,12 @@ import pytest
 import torch
 
 from hms_hbac.data.competition import Competition, add_folds, events
-from hms_hbac.core import CLASSES, VOTES, write_json
-from hms_hbac.models.recipe import list_recipes, load_recipe
+from hms_hbac.core import CLASSES, DataError, read_json, write_json
+from hms_hbac.models.recipe import build, list_recipes, load_recipe, save_recipe
 from hms_hbac.simulate.competition import simulate
-from hms_hbac.training.run import train
+from hms_hbac.training.checkpoints import save_weights
+from hms_hbac.training.run import events_hash, run_folder, train
+from hms_hbac.training.teachers import lineage
 
 
 @pytest.fixture(scope="module")
@@ -18,17 +20,23 @@ def small(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stages")
     comp = Competition(simulate(folder / "comp", patients=8, test_patients=1, seed=2, workers=1, progress=False, recordings_per_patient=1.))
     table = add_folds(events(comp.train), n=2, seed=42)
-    shares = table[list(VOTES)].to_numpy(float) + .3
-    prob = pd.DataFrame(shares / shares.sum(1, keepdims=True), columns=list(CLASSES))
     teachers = {run for name in list_recipes() for s in load_recipe(name).stages for run in s.labels.runs}
-    assert teachers == {"attention_b0", "attention_v2s", "attention_v2s_distilled", "multiwindow_b0", "multiwindow_mobilenetv3"}
-    for fold in (0, 1):
-        part = table[table.fold == fold].reset_index(drop=True)
-        for name in teachers:
-            run = folder / "runs" / name / f"fold{fold}"
-            write_json(run / "manifest.json", {"status": "finished", "fold": fold, "data": comp.fingerprint})
-            pd.concat([part[["event_id"]], prob[(table.fold == fold).to_numpy()].reset_index(drop=True)], axis=1).to_parquet(run / "oof.parquet")
+    for name in teachers: untrained(name, comp, table, folder / "runs")
     return comp, folder
+
+
+def untrained(name, comp, table, runs, fold=0, without=None, labels_from=(), status="finished"):
+    "A finished run of recipe `name` with the weights of its beginning, and a record of what it has seen."
+    recipe = load_recipe(name, "demo", ["folds=2", "batch_size=8"])
+    run = run_folder(runs, name, fold, without)
+    torch.manual_seed(0)
+    save_recipe(recipe, run / "recipe.yaml")
+    save_weights(run / "model.safetensors", build(recipe).state_dict())
+    write_json(run / "manifest.json", {"status": status, "fold": fold, "data": comp.fingerprint, "events": events_hash(table),
+                                       "held_out": [f for f in (fold, without) if f is not None], "labels_from": list(labels_from)})
+    part = table[table.fold == fold]
+    part[["event_id"]].assign(**dict.fromkeys(CLASSES, 1 / 6)).to_parquet(run / "oof.parquet")
+    return run
 
 
 @pytest.mark.parametrize("name", list_recipes())
@@ -43,3 +51,34 @@ def test_all_stages_run(name, small):
     assert history.stage.unique().tolist() == [s.name for s in recipe.stages]
     assert np.isfinite(history[["loss", "kl"]].to_numpy()).all()
     assert (oof.fold == 0).all() and np.allclose(oof[list(CLASSES)].sum(axis=1), 1, atol=1e-5)
+
+
+def student(comp, folder, name, fold=0, **labels):
+    "A one-epoch run whose labels come from `tiny`, at the smallest scale."
+    recipe = load_recipe("panels_b0", "demo", ["folds=2", "batch_size=8", "stages=[{name: taught, epochs: 1}]"])
+    recipe.stages[0].labels = recipe.stages[0].labels.model_copy(update={"source": "distilled", "runs": ["panels_b0"], **labels})
+    recipe.name = name
+    return train(recipe, comp.path, folder / "runs", fold, cache=folder / "cache", log=False)
+
+
+def test_labels_never_see_the_held_out_fold(small, tmp_path):
+    "The teacher of the student's own fold labels its rows; any other is refused by name, over two hops too; nested fits are asked by fold."
+    comp, folder = small
+    table = add_folds(events(comp.train), n=2, seed=42)
+    runs = folder / "runs"
+    teacher = untrained("panels_b0", comp, table, runs, fold=0)
+    manifest = read_json(student(comp, folder, "taught") / "manifest.json")
+    assert manifest["held_out"] == [0] and [r["run"] for r in manifest["labels_from"]] == ["panels_b0/fold0"]
+    assert manifest["labels_from"][0]["held_out"] == [0]
+
+    other = lineage(untrained("panels_b0", comp, table, runs, fold=1))               # a model that has seen fold 0 ...
+    untrained("panels_b0", comp, table, runs, fold=0, labels_from=[other])           # ... has labelled the rows of this teacher
+    with pytest.raises(DataError, match=r"panels_b0/fold0 \(by labels of panels_b0/fold1\) has seen the patients of fold 0"):
+        student(comp, folder, "leak")
+    write_json(teacher / "manifest.json", {**read_json(teacher / "manifest.json"), "labels_from": [], "events": "of another table"})
+    with pytest.raises(DataError, match="another table of events"): student(comp, folder, "moved")
+
+    with pytest.raises(DataError, match="no nested fits(.|\n)*--without 0"): student(comp, folder, "nested", teachers="nested")
+    untrained("panels_b0", comp, table, runs, fold=1, without=0)
+    manifest = read_json(student(comp, folder, "nested", teachers="nested") / "manifest.json")
+    assert [(r["run"], r["held_out"]) for r in manifest["labels_from"]] == [("without0/fold1", [1, 0])]

@@ -12,10 +12,12 @@ from safetensors.torch import load_file
 from hms_hbac.training.batches import example_rows, stage_rows
 from hms_hbac.data.competition import Competition, events
 from hms_hbac.core import CLASSES, VOTES, CheckpointError, HmsError, RecipeError
-from hms_hbac.training.loop import make_accelerator
+from hms_hbac.training.machine import make_accelerator
+from hms_hbac.training.fit import fit
+from hms_hbac.training.toy import toy_optimizer, toy_schedule
 from hms_hbac.models.recipe import load_recipe
 from hms_hbac.evaluation.runs import run_table
-from hms_hbac.training.run import fit, train, train_folds
+from hms_hbac.training.run import train, train_folds
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from toy_training import toy_loop, toy_settings
@@ -78,15 +80,14 @@ def test_time_budget_pauses_and_goes_on(runs, comp_dir, recipe, tmp_path):
 
 
 def test_patience_ends_a_stage(tmp_path):
-    flat = toy_settings(epochs=9, patience=2, stages=[{}], optimizer=SimpleNamespace(name="sgd", lr=1e-9, weight_decay=0., betas=None), ema=None,
-                        schedule=SimpleNamespace(name="constant"))
+    flat = toy_settings(epochs=9, patience=2, stages=[{}], optimizer=toy_optimizer("sgd", lr=1e-9, weight_decay=0.), ema=None,
+                        schedule=toy_schedule("constant"))
     fit(loop := toy_loop(tmp_path, settings=flat))
     assert len(loop.progress.history) < 18
 
 
 def test_nothing_to_validate_on(tmp_path):
-    loop = toy_loop(tmp_path)
-    loop.train_rows, loop.valid_rows = np.arange(len(loop.events)), np.array([], int)
+    loop = toy_loop(tmp_path, train_rows=np.arange(330), valid_rows=np.array([], int))
     assert fit(loop) == "finished" and loop.progress.history[-1]["best"]
     weights = load_file(next((tmp_path / "last").glob("*.safetensors")))
     assert all(weights[f"state.best.{k}"].equal(v) for k, v in loop.system.state_dict().items())
@@ -98,8 +99,8 @@ def test_no_row_with_enough_votes(tmp_path):
 
 
 def test_divergence_is_named(tmp_path):
-    wild = toy_settings(stages=[{}], clip=None, ema=None, optimizer=SimpleNamespace(name="sgd", lr=1e30, weight_decay=0., betas=None),
-                        schedule=SimpleNamespace(name="constant"))
+    wild = toy_settings(stages=[{}], clip=None, ema=None, optimizer=toy_optimizer("sgd", lr=1e30, weight_decay=0.),
+                        schedule=toy_schedule("constant"))
     with pytest.raises(HmsError, match="diverged"): fit(toy_loop(tmp_path, settings=wild))
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert manifest["status"] == "failed" and "diverged" in manifest["error"]
@@ -120,18 +121,18 @@ def test_labels_from_elsewhere_survive_a_pause(tmp_path):
     asked = []
     def source(loop, stage, rows):
         asked.append(stage.name)
-        return pd.DataFrame(np.eye(6)[[5] * len(rows)], index=loop.events.event_id.iloc[rows], columns=list(CLASSES))
+        return pd.DataFrame(np.eye(6)[[5] * len(rows)], index=loop.given.events.event_id.iloc[rows], columns=list(CLASSES))
     for budget in (0, 0, None):
-        loop = toy_loop(tmp_path, budget=budget, settings=toy_settings(stages=[{"labels": SimpleNamespace(source="table")}]))
-        loop.label_sources["table"] = source
+        loop = toy_loop(tmp_path, budget=budget, settings=toy_settings(stages=[{"labels": SimpleNamespace(source="table")}]),
+                        label_sources={"table": source})
         status = fit(loop)
-    assert status == "finished" and asked == ["all"] and loop.targets[loop.rows, 5].eq(1).all()
+    assert status == "finished" and asked == ["all"] and loop.state.targets[loop.state.rows, 5].eq(1).all()
 
 
 def test_stages_on_the_real_table(real):
     "Counted once by hand from the vote columns of the public extract (20,080 events)."
     table = events(Competition(real / "competition").train)
-    def count(**over): return int(stage_rows(table, SimpleNamespace(**({"min_votes": 0, "max_votes": None, "bound": None, "keep": 1.0, "keep_from": 0} | over))).sum())
+    def count(**over): return int(stage_rows(table, SimpleNamespace(**({"min_votes": 0, "max_votes": None, "bound": None, "keep": 1.0, "keep_from": 0, "leave_out": []} | over))).sum())
     votes = table[list(VOTES)].to_numpy()
     unanimous_4 = ((votes == 4).any(1) & (votes.sum(1) == 4)).sum()
     assert len(table) == 20080 and unanimous_4 == 152
