@@ -118,6 +118,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume/--fresh", help="go on, or begin anew")] = True,
     workers: Annotated[int, typer.Option(min=1, help="folds at a time")] = 1,
     track: Annotated[str | None, typer.Option(help="tensorboard or wandb, if installed")] = None,
+    without: Annotated[int | None, typer.Option(help="a further fold to leave out, for nested teachers")] = None,
 ):
     "Train a recipe fold by fold; finished folds are skipped, a stopped one goes on."
     from hms_hbac.models.recipe import load_recipe
@@ -132,6 +133,7 @@ def train(
         resume=resume,
         workers=workers,
         track=track,
+        without=without,
     )
     for folder in done: print(folder)
 
