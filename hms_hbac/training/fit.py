@@ -45,7 +45,7 @@ def restore(loop: Loop, saved: dict):
     "Continue from a checkpoint: begin its stage, then put everything back. `CheckpointError` where it does not fit."
     try: _restore(loop, saved)
     except HmsError: raise
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as e:
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError) as e:
         raise CheckpointError(f"corrupt checkpoint, its state does not fit this training ({type(e).__name__}: {e})",
                               where=loop.given.folder/"last", cure=FRESH) from e
 
