@@ -165,11 +165,14 @@ def predict(
     tta: Transforms = None,
     batch_size: Batch = 32,
     weights: Weights = None,
+    uncertainty: Annotated[bool, typer.Option("--uncertainty", help="write a second table of it")] = False,
+    sets: Annotated[str | None, typer.Option(help="threshold of its sets of classes, or a file")] = None,
 ):
     """Predict every row of test.csv; what cannot be predicted gets the prior, is reported,
     and turns the status to 3."""
     from hms_hbac.inference.predict import predict
-    raise typer.Exit(predict(runs, data, out, tta=tta, batch_size=batch_size, weights=weights))
+    told = dict(uncertainty=uncertainty, sets=sets)
+    raise typer.Exit(predict(runs, data, out, tta=tta, batch_size=batch_size, weights=weights, **told))
 
 # %% ../nbs/13_cli.ipynb #e5b1e4d1
 def member_weight(text: str) -> tuple:

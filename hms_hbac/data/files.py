@@ -77,7 +77,8 @@ def read_columns(path: Path | str, names: Sequence[str]) -> Columns:
     "The columns `names` of a parquet file, in their order. `DataError` as in `read_table`."
     table, schema = read_table(path, names)
     at = {n: i for i, n in reversed(list(enumerate(table.column_names)))}       # the first of equal names
-    kinds = {n: table.schema.types[i] for n, i in at.items()}
+    types = table.schema.types                                                  # made anew at each asking
+    kinds = {n: types[i] for n, i in at.items()}
     floats = [i for i, n in enumerate(names) if kinds.get(n) == pa.float32()]   # nearly always all of them
     values, start = np.full((len(names), table.num_rows), np.nan, np.float32), 0
     for batch in table.select([at[names[i]] for i in floats]).to_batches() if floats else ():

@@ -117,7 +117,7 @@ def blend_frames(frames: dict, weights: dict, ids: list, prior, how: dict) -> tu
     prob[gone] = prior
     return prob, [report_row("no member has this row", "all", n, ids, "prior") for n in gone]
 
-
+# %% ../../nbs/09_inference/07_ensemble.ipynb #d19d0769
 def ensemble(members: dict,          # {submission file: weight}
              out,                    # the submission to write
              comp=None,              # competition folder; its test.csv then decides rows and order

@@ -127,7 +127,7 @@ def make_member(folder: Path, group: str, tta, device: torch.device) -> Member:
     autocast, prior = dtype if cuda else None, run_prior(folder)
     return Member(name, group, system.to(device), how, probabilities, autocast, prior)
 
-
+# %% ../../nbs/09_inference/05_members.ipynb #2ca4b751
 def load_crew(runs, tta=None, device=None) -> Crew:
     "All members that `runs` names; those that fail to load become report rows of the crew."
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -30,7 +30,8 @@ def report_path(out: str | os.PathLike) -> Path:
 
 # %% ../../nbs/09_inference/04_outputs.ipynb #a40d18b3
 def is_stream(out: str | os.PathLike) -> bool:
-    "True for what is written to and never replaced: a character device, or a pipe."
+    "True for what is written to and never replaced: a character device, a pipe, an open file."
+    if str(out).startswith(("/dev/std", "/dev/fd/", "/proc/")): return os.path.exists(out)
     try: mode = os.stat(out).st_mode
     except OSError: return False
     return stat.S_ISCHR(mode) or stat.S_ISFIFO(mode)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['usable', 'for_member', 'logits', 'answer', 'answer_in_parts', 'Answers', 'add_batch', 'remarks', 'predict_table',
-           'unmatched', 'finish', 'predict']
+           'unmatched', 'finish', 'uncertainty_path', 'uncertainty_table', 'blend_of', 'say', 'predict']
 
 # %% ../../nbs/09_inference/06_predict.ipynb #57b4e32d
 from contextlib import nullcontext
@@ -15,12 +15,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..core import SPEC_STEPS, RecipeError
+from ..core import CLASSES, SPEC_STEPS, VOTES, RecipeError
 from ..data.competition import Competition
 from ..data.recordings import FolderSource
 from .members import Crew, Member, load_crew
-from .outputs import check_output, prior_of, report_row, summary, write_outputs
-from .pooling import entropy, pool, read_weights
+from .outputs import check_output, prior_of, report_row, summary, write_outputs, write_table
+from .pooling import class_sets, disagreement, entropy, pool, read_threshold, read_weights
 from .rows import read_slots, reason, test_ids
 from ..training.batches import Prefetch, to_device
 
@@ -88,7 +88,6 @@ class Answers:
 
     @classmethod
     def empty(cls, groups: list, rows: int):
-        "No answers yet of the named groups for so many rows."
         return cls(list(groups), *(np.zeros((len(groups), rows, *more)) for more in ((6,), (), ())))
 
     def add(self, group: str, rows, prob: np.ndarray) -> None:
@@ -188,29 +187,66 @@ def finish(answers: Answers, comp: Competition,
     whole = [r | dict(used="the other members" if answers.groups else "prior") for r in lost]
     return prob, whole + sorted(rows, key=lambda r: r["row"])
 
+# %% ../../nbs/09_inference/06_predict.ipynb #06b7cfed
+def uncertainty_path(out) -> Path:
+    "Where the second table lies: beside `out`, and called after it."
+    return Path(out).with_name(f"{Path(out).stem}_uncertainty.csv")
+
+
+def uncertainty_table(answers: Answers, ids: list, prob: np.ndarray,
+                      weights=None,          # {group: weight}; a group that is not named counts 1
+                      threshold=None,        # of `class_sets`; None: no sets
+                      ) -> pd.DataFrame:
+    "Probabilities, entropy and disagreement (nats), fold models that answered, and set of each row."
+    means, entropies = answers.means()
+    each = np.array([(weights or {}).get(g, 1.) for g in answers.groups])
+    w = np.where(answers.count > 0, each.reshape(-1, 1), 0)
+    w = w / np.where(w.sum(0) > 0, w.sum(0), np.nan)
+    mean = (w[..., None] * np.nan_to_num(means)).sum(0)
+    odds = disagreement(mean, (w * np.nan_to_num(entropies)).sum(0))
+    odds[~(w.sum(0) > 0)] = np.nan                                    # nobody answered
+    frame = pd.DataFrame(prob, columns=list(VOTES)).assign(entropy=entropy(prob), disagreement=odds)
+    frame["models"] = answers.count.sum(0).astype(int)
+    frame.insert(0, "eeg_id", pd.Series(ids, dtype=object))
+    if threshold is None: return frame
+    inside = class_sets(prob, threshold)
+    return frame.assign(set=[" ".join(np.array(CLASSES)[row]) for row in inside])
+
+# %% ../../nbs/09_inference/06_predict.ipynb #a1fcd589
+def blend_of(weights, groups: list) -> tuple:
+    "({group: weight} or None, `how` of `pool`, report rows of members without a run) of dict, file or None."
+    if weights is None or isinstance(weights, dict): return weights, {}, []
+    doc = read_weights(weights)
+    return doc["weights"], doc["how"], unmatched(doc, groups, weights)
+
+
+def say(report: list, rows: int, members: list) -> None:
+    "Print what a report says, and a warning where no member is left."
+    for line in summary(report, rows): print(line)
+    if not members:
+        print("WARNING: NO MEMBER COULD BE LOADED. Every row holds the prior; do not submit this file.")
+
 # %% ../../nbs/09_inference/06_predict.ipynb #9f4e05a3
 def predict(runs,                    # run, recipe or runs folders, or a loaded `Crew`
-            comp_path,               # competition folder with a test.csv
-            out,                     # the submission to write
+            comp_path, out,          # competition folder with a test.csv; the submission to write
             tta=None,                # names of `TTA`; None: each recipe's own
             batch_size=32, device=None, progress=True,
             weights=None,            # {recipe: weight}, or a file of fit-weights; None: equal
+            uncertainty=False, sets=None,     # its table beside `out`; threshold of its sets (number or file)
             ) -> int:
     """Predict every row of test.csv into `out`: 0, or 3 when the report names degraded rows or members.
 
-    `DataError` if there is no test.csv, `SubmissionError` if `out` cannot be written, both before any work.
-    An interrupted prediction leaves `out` as it was."""
+    `DataError` without a test.csv, `SubmissionError` where `out` cannot be written, before any work."""
     comp = comp_path if isinstance(comp_path, Competition) else Competition(comp_path)
-    ids = test_ids(comp)
+    ids, threshold = test_ids(comp), None if sets is None else read_threshold(sets)
     check_output(out, len(ids), [comp.path/"test.csv"])
-    fitted = isinstance(weights, (str, Path))
-    doc = read_weights(weights) if fitted else dict(weights=weights, how={})
+    blend_of(weights, [])                                             # a broken file is refused now
     crew = runs if isinstance(runs, Crew) else load_crew(runs, tta, device)
-    lost = crew.lost + (unmatched(doc, crew.groups, weights) if fitted else [])
+    weights, how, lost = blend_of(weights, crew.groups)
     answers = predict_table(crew, comp, batch_size, progress)
-    prob, report = finish(answers, comp, doc["weights"], doc["how"], lost, crew.prior())
+    prob, report = finish(answers, comp, weights, how, crew.lost + lost, crew.prior())
     write_outputs(ids, prob, report, out)
-    for line in summary(report, len(ids)): print(line)
-    if not crew.members:
-        print("WARNING: NO MEMBER COULD BE LOADED. Every row holds the prior; do not submit this file.")
+    if uncertainty or sets is not None:
+        write_table(uncertainty_table(answers, ids, prob, weights, threshold), uncertainty_path(out))
+    say(report, len(ids), crew.members)
     return 3 if report else 0

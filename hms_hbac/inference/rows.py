@@ -7,24 +7,35 @@ __all__ = ['ORDINARY', 'plain_id', 'test_ids', 'eeg_fault', 'reason', 'read_part
 
 # %% ../../nbs/09_inference/01_rows.ipynb #0e3d2dc4
 import numpy as np
+import pandas as pd
 import torch
 
+from hms_hbac.core import (
+    CHANNELS,
+    EEG_RATE,
+    EEG_SAMPLES,
+    EEG_SECONDS,
+    LABEL_SECONDS,
+    PANELS,
+    SPEC_BINS,
+    SPEC_STEP,
+    SPEC_STEPS,
+    HmsError,
+)
 from ..data.competition import Competition
-from ..core import (CHANNELS, EEG_RATE, EEG_SAMPLES, EEG_SECONDS, LABEL_SECONDS, PANELS, SPEC_BINS,
-                           SPEC_STEP, SPEC_STEPS, HmsError)
 from ..data.files import cut_spectrogram, spectrogram_row
-from ..data.recordings import read_eeg_window, read_spectrogram_window
+from ..data.recordings import FolderSource, read_eeg_window, read_spectrogram_window
 from ..signal.spectrogram import host_spectrogram
 
 # %% ../../nbs/09_inference/01_rows.ipynb #ec0b9ca5
-def plain_id(text):
+def plain_id(text) -> str:
     "An eeg_id as text without blanks or a trailing `.0` (what a float column makes of an id)."
     text = str(text).strip()
     head, dot, tail = text.partition(".")
     return head if dot and head.lstrip("-").isdigit() and not tail.strip("0") else text
 
 
-def test_ids(comp):
+def test_ids(comp) -> list:
     "The eeg_ids of `comp`'s test.csv as text, in order, repeated ones included."
     comp = comp if isinstance(comp, Competition) else Competition(comp)
     return [plain_id(i) for i in comp.test.eeg_id]
@@ -33,10 +44,11 @@ def test_ids(comp):
 test_ids.__test__ = False     # pytest: the name is the competition's, this is no test
 
 # %% ../../nbs/09_inference/01_rows.ipynb #1a9be100
-ORDINARY = ("NaN in", "extra column", "flat channel", "all channels flat", "time steps")    # flags that do not make a row degraded
+# flags of a file that do not make a row degraded
+ORDINARY = ("NaN in", "extra column", "flat channel", "all channels flat", "time steps")
 
 
-def eeg_fault(signal, window):
+def eeg_fault(signal: np.ndarray, window: np.ndarray) -> str:
     "Why an EEG (20, T) with its window (20, 10000) is of no use, or an empty text."
     x = window[:19]
     known = np.isfinite(x)
@@ -46,18 +58,20 @@ def eeg_fault(signal, window):
     return "constant" if (high <= low).all() else ""
 
 # %% ../../nbs/09_inference/01_rows.ipynb #892d633a
-def reason(e):
+def reason(e: Exception) -> str:
     "An exception in one line."
     if isinstance(e, HmsError): return str(e.what).splitlines()[0]
     return f"{type(e).__name__}: {(str(e).splitlines() or [''])[0][:120]}"
 
 
-def read_part(source, kind, id, out):
+def read_part(source: FolderSource, kind: str, id: str, out: np.ndarray) -> tuple:
     "Fill `out` with a row's window: (fault or '', remarks). A window with a fault is filled with zeros."
+    read = read_eeg_window if kind == "eegs" else read_spectrogram_window
     try:
-        (read_eeg_window if kind == "eegs" else read_spectrogram_window)(source, id, 0, out)
+        read(source, id, 0, out)
         got = source.read(kind, id)
-        fault = eeg_fault(got.signal, out) if kind == "eegs" else "" if np.isfinite(out).any() else "all values are NaN"
+        fault = eeg_fault(got.signal, out) if kind == "eegs" else ""
+        if not np.isfinite(out).any(): fault = fault or "all values are NaN"
         remarks = [f for f in got.flags if not f.startswith(ORDINARY)]
     except Exception as e:
         fault, remarks = reason(e), []
@@ -65,11 +79,11 @@ def read_part(source, kind, id, out):
     return fault, remarks
 
 # %% ../../nbs/09_inference/01_rows.ipynb #4c06ac1d
-def spectrogram_from_eeg(source, id, out):
-    "Fill `out` (4, 100, n) by the host's recipe from the EEG; True if at least half of the label's 10 minutes is covered."
+def spectrogram_from_eeg(source: FolderSource, id: str, out: np.ndarray) -> bool:
+    "Fill `out` (4, 100, n) from the EEG as the host did; True if at least half of the 10 minutes is covered."
     try: signal = source.read("eegs", id).signal
     except Exception: return False
-    begin = EEG_SECONDS / 2 - SPEC_STEPS * SPEC_STEP / 2                              # of the spectrogram's window, in the EEG's time
+    begin = EEG_SECONDS / 2 - SPEC_STEPS * SPEC_STEP / 2          # of the spectrogram, in the EEG's time
     need = round((EEG_SECONDS / 2 + out.shape[-1] * SPEC_STEP / 2 + 20) * EEG_RATE)
     if signal.shape[1] < SPEC_STEPS * SPEC_STEP / 2 * EEG_RATE: return False
     power = host_spectrogram(torch.from_numpy(np.ascontiguousarray(signal[:, :need]))).numpy()
@@ -80,8 +94,13 @@ def spectrogram_from_eeg(source, id, out):
     return bool(covered)
 
 # %% ../../nbs/09_inference/01_rows.ipynb #90d45cfb
-def read_slots(source, table, rows, slots, eeg, steps):
-    "Batch of `slots` windows, the first filled with `rows` of test.csv: eeg, spectrogram (where asked for) and `notes`, one dict per row."
+def read_slots(source: FolderSource, table: pd.DataFrame,
+               rows,                   # positions in test.csv
+               slots: int,             # windows of the batch; those after `rows` stay zero
+               eeg: bool,              # whether EEGs are wanted
+               steps: int,             # columns of spectrogram wanted; 0: none
+               ) -> dict:
+    "A batch with `eeg` and `spectrogram` (where asked for) and `notes`, one dict per row."
     batch = {"eeg": torch.zeros(slots, len(CHANNELS), EEG_SAMPLES)} if eeg else {}
     if steps: batch["spectrogram"] = torch.zeros(slots, len(PANELS), SPEC_BINS, steps)
     notes = []

@@ -166,7 +166,9 @@ def load_weights(model, path):
     except OSError as e: raise CheckpointError(f"cannot read the weights ({e.strerror})", where=path, cure="train the run to its end first") from None
     except Exception as e: raise CheckpointError(f"not a safetensors file ({e})", where=path, cure="fetch the file again") from None
     own = model.state_dict()
-    odd = sorted(own.keys() ^ weights.keys()) + sorted(k for k in own.keys() & weights.keys() if own[k].shape != weights[k].shape)
+    def kind(t): return t.shape, t.dtype
+    odd = sorted(own.keys() ^ weights.keys())
+    odd += sorted(k for k in own.keys() & weights.keys() if kind(own[k]) != kind(weights[k]))
     if odd:
         raise CheckpointError(f"the weights are not this model's: {len(odd)} tensors differ, {odd[0]!r} first", where=path,
                               cure="load them with the recipe.yaml beside them")

@@ -1,27 +1,41 @@
-"Predicting on broken folders: one valid row for every row of test.csv, and the good rows unchanged to the bit."
+"Predicting on broken folders: a valid row for every row of test.csv, good rows unchanged to the bit."
+
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from hms_hbac.training.checkpoints import save_weights
 from hms_hbac.core import CHANNELS, EEG_SAMPLES, VOTES, DataError, RecipeError, spectrogram_columns
 from hms_hbac.draws import seed_everything
 from hms_hbac.inference.ensemble import check_submission
 from hms_hbac.inference.members import Crew, load_crew
+from hms_hbac.inference.outputs import report_path
 from hms_hbac.inference.predict import predict
 from hms_hbac.models.recipe import build, save_recipe
 from hms_hbac.models.schema import validate
+from hms_hbac.training.checkpoints import save_weights
 
-PRIOR = [.1, .1, .1, .1, .1, .5]
-RECIPES = {"spec": dict(view="Resize(Panels(), 32, 32)", net=dict(kind="timm", backbone="test_efficientnet", pretrained="none")),
-           "raw": dict(view="Sequence(seconds=50, stride=40, zero_phase=True)", net=dict(kind="resnet1d_gru", kernels=[3, 5], filters=4, blocks=2, hidden=4))}
+PRIOR = [0.1, 0.1, 0.1, 0.1, 0.1, 0.5]
+RECIPES = {
+    "spec": dict(
+        view="Resize(Panels(), 32, 32)",
+        net=dict(kind="timm", backbone="test_efficientnet", pretrained="none"),
+    ),
+    "raw": dict(
+        view="Sequence(seconds=50, stride=40, zero_phase=True)",
+        net=dict(kind="resnet1d_gru", kernels=[3, 5], filters=4, blocks=2, hidden=4),
+    ),
+}
 
 
 def write_eeg(path, seed, samples=EEG_SAMPLES, edit=lambda f: f):
@@ -35,7 +49,9 @@ def write_spectrogram(path, seed, edit=lambda f: f):
 
 
 def write_table(comp, ids):
-    (comp / "test.csv").write_text("\n".join(["spectrogram_id,eeg_id,patient_id", *(f"{s},{e},1" for e, s in ids), ""]))
+    (comp / "test.csv").write_text(
+        "\n".join(["spectrogram_id,eeg_id,patient_id", *(f"{s},{e},1" for e, s in ids), ""])
+    )
 
 
 def make_test(comp, rows=3):
@@ -85,7 +101,7 @@ def comp(clean, tmp_path):
 def run(crew, comp, out, **kw):
     status = predict(crew, comp, out, **({"batch_size": 4, "progress": False} | kw))
     assert check_submission(out, comp) == []
-    return status, pd.read_csv(out, dtype={"eeg_id": str}), pd.read_csv(out.with_name("prediction_report.csv"), dtype=str)
+    return status, pd.read_csv(out, dtype={"eeg_id": str}), pd.read_csv(report_path(out), dtype=str)
 
 
 @pytest.fixture(scope="module")
@@ -97,27 +113,145 @@ def baseline(crew, clean, tmp_path_factory):
 
 
 EEG, SPEC = "test_eegs/2.parquet", "test_spectrograms/102.parquet"
-half = lambda p: p.write_bytes(p.read_bytes()[:5000])
-columns = lambda names, value: (lambda f: f.assign(**{c: np.float32(value) for c in names}))
+
+
+def half(path):
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+def columns(names, value):
+    return lambda f: f.assign(**{c: np.float32(value) for c in names})
+
+
+def twice(path, name):
+    table = pq.read_table(path)
+    pq.write_table(table.append_column(name, table.column(name)), path)
+
+
 # what is broken, how, the reason that the report gives, who loses it, what is used instead
 BROKEN = {
     "EEG missing": (lambda c: (c / EEG).unlink(), "eeg: no such file", "raw", "the other members"),
     "EEG truncated": (lambda c: half(c / EEG), "eeg: cannot be read as parquet", "raw", "the other members"),
-    "EEG of zero bytes": (lambda c: (c / EEG).write_bytes(b""), "eeg: cannot be read as parquet", "raw", "the other members"),
-    "EEG is a text file": (lambda c: (c / EEG).write_text("Fp1,F3\n1,2\n"), "eeg: cannot be read as parquet", "raw", "the other members"),
-    "EEG without channels": (lambda c: write_eeg(c / EEG, 2, edit=lambda f: f.drop(columns=["Fp1", "Cz"])), "eeg: missing channel Fp1", "all", "what is there"),
-    "EEG all NaN": (lambda c: write_eeg(c / EEG, 2, edit=columns(CHANNELS, np.nan)), "eeg: all values are NaN", "raw", "the other members"),
-    "EEG with infinities": (lambda c: write_eeg(c / EEG, 2, edit=columns(["Fp1"], np.inf)), "eeg: 10000 infinite values, read as NaN", "all", "what is there"),
-    "EEG all infinite": (lambda c: write_eeg(c / EEG, 2, edit=columns(CHANNELS, -np.inf)), "eeg: all values are NaN", "raw", "the other members"),
-    "EEG 3 s long": (lambda c: write_eeg(c / EEG, 2, samples=600), "eeg: only 3 s long", "raw", "the other members"),
-    "EEG 30 s long": (lambda c: write_eeg(c / EEG, 2, samples=6000), "eeg: short: 6000 of 10000 samples", "all", "what is there"),
-    "EEG without rows": (lambda c: write_eeg(c / EEG, 2, samples=0), "eeg: no rows", "raw", "the other members"),
-    "EEG constant": (lambda c: write_eeg(c / EEG, 2, edit=columns(CHANNELS, 7)), "eeg: constant", "raw", "the other members"),
-    "EEG is a folder": (lambda c: ((c / EEG).unlink(), (c / EEG).mkdir()), "eeg:", "raw", "the other members"),
-    "spectrogram missing": (lambda c: (c / SPEC).unlink(), "spectrogram: no such file", "spec", "the other members"),
-    "spectrogram truncated": (lambda c: half(c / SPEC), "spectrogram: cannot be read as parquet", "spec", "the other members"),
-    "spectrogram all NaN": (lambda c: write_spectrogram(c / SPEC, 2, columns(spectrogram_columns(), np.nan)), "spectrogram: all values are NaN", "spec", "the other members"),
-    "spectrogram without columns": (lambda c: write_spectrogram(c / SPEC, 2, lambda f: f.drop(columns=["LL_0.59"])), "spectrogram: missing 1 of 400 columns", "all", "what is there"),
+    "EEG of zero bytes": (
+        lambda c: (c / EEG).write_bytes(b""),
+        "eeg: cannot be read as parquet",
+        "raw",
+        "the other members",
+    ),
+    "EEG is a text file": (
+        lambda c: (c / EEG).write_text("Fp1,F3\n1,2\n"),
+        "eeg: cannot be read as parquet",
+        "raw",
+        "the other members",
+    ),
+    "EEG without channels": (
+        lambda c: write_eeg(c / EEG, 2, edit=lambda f: f.drop(columns=["Fp1", "Cz"])),
+        "eeg: missing channel Fp1",
+        "all",
+        "what is there",
+    ),
+    "EEG all NaN": (
+        lambda c: write_eeg(c / EEG, 2, edit=columns(CHANNELS, np.nan)),
+        "eeg: all values are NaN",
+        "raw",
+        "the other members",
+    ),
+    "EEG with infinities": (
+        lambda c: write_eeg(c / EEG, 2, edit=columns(["Fp1"], np.inf)),
+        "eeg: 10000 infinite values, read as NaN",
+        "all",
+        "what is there",
+    ),
+    "EEG all infinite": (
+        lambda c: write_eeg(c / EEG, 2, edit=columns(CHANNELS, -np.inf)),
+        "eeg: all values are NaN",
+        "raw",
+        "the other members",
+    ),
+    "EEG 3 s long": (
+        lambda c: write_eeg(c / EEG, 2, samples=600),
+        "eeg: only 3 s long",
+        "raw",
+        "the other members",
+    ),
+    "EEG 30 s long": (
+        lambda c: write_eeg(c / EEG, 2, samples=6000),
+        "eeg: short: 6000 of 10000 samples",
+        "all",
+        "what is there",
+    ),
+    "EEG without rows": (
+        lambda c: write_eeg(c / EEG, 2, samples=0),
+        "eeg: no rows",
+        "raw",
+        "the other members",
+    ),
+    "EEG constant": (
+        lambda c: write_eeg(c / EEG, 2, edit=columns(CHANNELS, 7)),
+        "eeg: constant",
+        "raw",
+        "the other members",
+    ),
+    "EEG is a pipe": (
+        lambda c: ((c / EEG).unlink(), os.mkfifo(c / EEG)),
+        "eeg: is no ordinary file",
+        "raw",
+        "the other members",
+    ),
+    "EEG has a column twice": (
+        lambda c: twice(c / EEG, "Fp1"),
+        "eeg: duplicate column Fp1",
+        "all",
+        "what is there",
+    ),
+    "EEG beyond float16": (
+        lambda c: write_eeg(c / EEG, 2, edit=columns(["Fp1"], 1e6)),
+        "eeg: 10000 values beyond 65504, clipped",
+        "all",
+        "what is there",
+    ),
+    "spectrogram backwards": (
+        lambda c: write_spectrogram(c / SPEC, 2, lambda f: f[::-1]),
+        "spectrogram: rows run backwards in time",
+        "all",
+        "what is there",
+    ),
+    "spectrogram has a column twice": (
+        lambda c: twice(c / SPEC, "LL_0.59"),
+        "spectrogram: duplicate column LL_0.59",
+        "all",
+        "what is there",
+    ),
+    "EEG is a folder": (
+        lambda c: ((c / EEG).unlink(), (c / EEG).mkdir()),
+        "eeg:",
+        "raw",
+        "the other members",
+    ),
+    "spectrogram missing": (
+        lambda c: (c / SPEC).unlink(),
+        "spectrogram: no such file",
+        "spec",
+        "the other members",
+    ),
+    "spectrogram truncated": (
+        lambda c: half(c / SPEC),
+        "spectrogram: cannot be read as parquet",
+        "spec",
+        "the other members",
+    ),
+    "spectrogram all NaN": (
+        lambda c: write_spectrogram(c / SPEC, 2, columns(spectrogram_columns(), np.nan)),
+        "spectrogram: all values are NaN",
+        "spec",
+        "the other members",
+    ),
+    "spectrogram without columns": (
+        lambda c: write_spectrogram(c / SPEC, 2, lambda f: f.drop(columns=["LL_0.59"])),
+        "spectrogram: missing 1 of 400 columns",
+        "all",
+        "what is there",
+    ),
 }
 
 
@@ -127,11 +261,11 @@ def test_one_broken_row(name, crew, comp, baseline, tmp_path):
     spoil(comp)
     status, frame, report = run(crew, comp, tmp_path / "s.csv")
     assert status == 3
-    assert frame.iloc[[0, 2]].equals(baseline.iloc[[0, 2]])                    # bit-identical: floats are written exactly
+    assert frame.iloc[[0, 2]].equals(baseline.iloc[[0, 2]])  # bit-identical: floats are written exactly
     assert set(report.row) == {"2"} and set(report.eeg_id) == {"2"}
     line = report[report.reason.str.startswith(reason)].iloc[0]
     assert (line.member, line.used) == (member, used)
-    write_table(comp, [(1, 101), (3, 103)])                                    # and also to a folder without the row
+    write_table(comp, [(1, 101), (3, 103)])  # and also to a folder without the row
     _, without, _ = run(crew, comp, tmp_path / "t.csv")
     assert without.equals(baseline.iloc[[0, 2]].reset_index(drop=True))
 
@@ -143,7 +277,7 @@ def test_the_untouched_member_answers_alone(crew, comp, runs, tmp_path):
         (folder / lost).unlink()
         _, frame, _ = run(crew, folder, tmp_path / "s.csv")
         _, alone, report = run(load_crew(runs / other), folder, tmp_path / "t.csv")
-        assert len(report) == 0                                                # who does not need the file does not even notice
+        assert len(report) == 0  # who does not need the file does not even notice
         assert frame.iloc[1].equals(alone.iloc[1])
 
 
@@ -166,7 +300,9 @@ def test_a_long_eeg_stands_in_for_the_spectrogram(runs, comp, tmp_path):
 def test_every_row_of_a_strange_table(crew, comp, baseline, tmp_path):
     "Duplicate ids, ids beyond int64, no id at all: a row each, in order."
     big = "99999999999999999999999"
-    write_table(comp, [(1, 101), (2, 102), (2, 102), (big, 101), ("", 102), ("-5", 103), ("../1", 101), (3, 103)])
+    write_table(
+        comp, [(1, 101), (2, 102), (2, 102), (big, 101), ("", 102), ("-5", 103), ("../1", 101), (3, 103)]
+    )
     status = predict(crew, comp, tmp_path / "s.csv", batch_size=4, progress=False)
     frame = pd.read_csv(tmp_path / "s.csv", dtype={"eeg_id": str}, keep_default_na=False)
     assert status == 3 and frame.eeg_id.tolist() == ["1", "2", "2", big, "", "-5", "../1", "3"]
@@ -174,7 +310,7 @@ def test_every_row_of_a_strange_table(crew, comp, baseline, tmp_path):
     assert frame.iloc[2].equals(frame.iloc[1])
     p = frame[list(VOTES)].to_numpy()
     assert np.isfinite(p).all() and (p >= 0).all() and np.allclose(p.sum(1), 1)
-    report = pd.read_csv(tmp_path / "prediction_report.csv", dtype=str)
+    report = pd.read_csv(report_path(tmp_path / "s.csv"), dtype=str)
     assert set(report[report.reason.str.contains("more than once")].row) == {"2", "3"}
 
 
@@ -197,19 +333,38 @@ def test_a_table_without_spectrograms(crew, comp, tmp_path):
     assert status == 3 and len(frame) == 2 and set(report.member) == {"spec"}
 
 
+def as_type(folder, dtype):
+    "The same weights, of a type that they were not trained in."
+    weights = load_file(folder / "model.safetensors")
+    save_file(
+        {k: v.to(dtype) if v.is_floating_point() else v for k, v in weights.items()},
+        folder / "model.safetensors",
+    )
+
+
 def test_broken_members(runs, clean, baseline, tmp_path, capsys):
     "Each kind of broken run folder is named; the rest goes on; with nobody left the text is loud."
     bad = tmp_path / "bad"
     good = shutil.copytree(runs / "raw", bad / "raw")
-    spoil = {"corrupt": lambda f: (f / "model.safetensors").write_bytes(b"\x00" * 100), "unfinished": lambda f: (f / "model.safetensors").unlink(),
-             "foreign": lambda f: shutil.copy(runs / "spec/fold0/model.safetensors", f), "no recipe": lambda f: (f / "recipe.yaml").unlink(),
-             "bad recipe": lambda f: (f / "recipe.yaml").write_text("view: Panls()\n"), "no yaml": lambda f: (f / "recipe.yaml").write_bytes(bytes(range(256)))}
+    spoil = {
+        "corrupt": lambda f: (f / "model.safetensors").write_bytes(b"\x00" * 100),
+        "unfinished": lambda f: (f / "model.safetensors").unlink(),
+        "half precision": lambda f: as_type(f, torch.float16),
+        "complex": lambda f: as_type(f, torch.complex64),
+        "pipe": lambda f: ((f / "model.safetensors").unlink(), os.mkfifo(f / "model.safetensors")),
+        "foreign": lambda f: shutil.copy(runs / "spec/fold0/model.safetensors", f),
+        "no recipe": lambda f: (f / "recipe.yaml").unlink(),
+        "bad recipe": lambda f: (f / "recipe.yaml").write_text("view: Panls()\n"),
+        "no yaml": lambda f: (f / "recipe.yaml").write_bytes(bytes(range(256))),
+    }
     for name, f in spoil.items():
         f(shutil.copytree(good / "fold0", bad / name / "fold0"))
     status = predict(bad, clean, tmp_path / "s.csv", batch_size=4, device="cpu", progress=False)
-    report = pd.read_csv(tmp_path / "prediction_report.csv", dtype=str)
+    report = pd.read_csv(report_path(tmp_path / "s.csv"), dtype=str)
     assert status == 3 and set(report.member) == {f"{n}/fold0" for n in spoil}
-    assert report.reason.str.startswith("cannot be loaded").all() and (report.used == "the other members").all()
+    assert (
+        report.reason.str.startswith("cannot be loaded").all() and (report.used == "the other members").all()
+    )
     run(load_crew(good, device="cpu"), clean, tmp_path / "t.csv")
     assert (tmp_path / "s.csv").read_bytes() == (tmp_path / "t.csv").read_bytes()
     shutil.rmtree(good)
@@ -224,11 +379,21 @@ def test_a_model_that_fails_on_the_way(crew, clean, baseline, tmp_path):
 
     class Broken:
         view = raw.system.view
-        def __init__(self, f): self.f = f
-        def __call__(self, batch): return self.f(raw.system(batch)[0]), batch
-    def explode(x): raise ValueError("no such kernel")
-    for f, text in ((explode, "the model failed: ValueError: no such kernel"), (lambda x: x * np.nan, "the model's answer is not finite")):
-        member = type(raw)(**{**vars(raw), "system": Broken(f)})
+
+        def __init__(self, f):
+            self.f = f
+
+        def classify(self, picture):
+            return self.f(raw.system.classify(picture))
+
+    def explode(x):
+        raise ValueError("no such kernel")
+
+    for f, text in (
+        (explode, "the model failed: ValueError: no such kernel"),
+        (lambda x: x * np.nan, "the model's answer is not finite"),
+    ):
+        member = replace(raw, system=Broken(f))
         status, frame, report = run(Crew([spec, member], torch.device("cpu")), clean, tmp_path / "s.csv")
         assert status == 3 and set(report.reason) == {text} and len(report) == 3
         _, alone, _ = run(Crew([spec], torch.device("cpu")), clean, tmp_path / "t.csv")
@@ -241,11 +406,14 @@ def test_out_of_memory_halves_the_batch(crew, clean, baseline, tmp_path):
 
     class Crowded:
         view = raw.system.view
-        def __call__(self, batch):
-            sizes.append(len(batch["eeg"]))
-            if sizes[-1] > 2: raise torch.OutOfMemoryError("CUDA out of memory")
-            return raw.system(batch)
-    crowded = Crew([type(raw)(**{**vars(raw), "system": Crowded()})], torch.device("cpu"))
+
+        def classify(self, picture):
+            sizes.append(len(picture))
+            if sizes[-1] > 2:
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+            return raw.system.classify(picture)
+
+    crowded = Crew([replace(raw, system=Crowded())], torch.device("cpu"))
     status, frame, _ = run(crowded, clean, tmp_path / "s.csv", batch_size=8)
     assert status == 0 and sizes == [8, 4, 2, 2, 2, 2]
     _, alone, _ = run(Crew([raw], torch.device("cpu")), clean, tmp_path / "t.csv")
@@ -258,18 +426,38 @@ def test_tta_and_weights(runs, clean, tmp_path):
     assert run(flips, clean, tmp_path / "s.csv")[0] == 0
     with pytest.raises(RecipeError, match="flip_everything"):
         predict(runs, clean, tmp_path / "t.csv", tta="flip_everything", progress=False)
-    a, b = (run(load_crew(runs / n, device="cpu"), clean, tmp_path / "u.csv")[1][list(VOTES)].to_numpy() for n in ("raw", "spec"))
-    _, both, _ = run(load_crew(runs, device="cpu"), clean, tmp_path / "v.csv", weights={"raw": 3.0, "spec": 1.0})
-    np.testing.assert_allclose(both[list(VOTES)], .75 * a + .25 * b, atol=1e-12)
+    a, b = (
+        run(load_crew(runs / n, device="cpu"), clean, tmp_path / "u.csv")[1][list(VOTES)].to_numpy()
+        for n in ("raw", "spec")
+    )
+    _, both, _ = run(
+        load_crew(runs, device="cpu"), clean, tmp_path / "v.csv", weights={"raw": 3.0, "spec": 1.0}
+    )
+    np.testing.assert_allclose(both[list(VOTES)], 0.75 * a + 0.25 * b, atol=1e-12)
 
 
-@pytest.mark.parametrize("view", ["HostSpectrogram()", "Resize(Mels(50, 32, 64), 64, 64)", "Resize(SlidingWindows(Panels(), 256, 128), 32, 64)", "Resize(OwnSpectrogram(), 64, 64)"])
+@pytest.mark.parametrize(
+    "view",
+    [
+        "HostSpectrogram()",
+        "Resize(Mels(50, 32, 64), 64, 64)",
+        "Resize(SlidingWindows(Panels(), 256, 128), 32, 64)",
+        "Resize(OwnSpectrogram(), 64, 64)",
+    ],
+)
 def test_views_do_not_look_at_neighbors(view, clean, comp, tmp_path):
     "Gaps in one row must not move another row by a bit, for views that treat gaps specially."
-    make_run(tmp_path / "run", dict(name="run", view=view, net=dict(kind="timm", backbone="test_efficientnet", pretrained="none")))
+    make_run(
+        tmp_path / "run",
+        dict(name="run", view=view, net=dict(kind="timm", backbone="test_efficientnet", pretrained="none")),
+    )
     crew = load_crew(tmp_path / "run", device="cpu")
     _, before, _ = run(crew, clean, tmp_path / "s.csv")
-    def holes(f): f.iloc[2000:3000, :5] = np.nan; return f
+
+    def holes(f):
+        f.iloc[2000:3000, :5] = np.nan
+        return f
+
     write_eeg(comp / EEG, 2, edit=holes)
     write_spectrogram(comp / SPEC, 2, edit=holes)
     _, after, _ = run(crew, comp, tmp_path / "t.csv")
@@ -278,15 +466,22 @@ def test_views_do_not_look_at_neighbors(view, clean, comp, tmp_path):
 
 def test_killed_and_repeated(runs, clean, baseline, tmp_path):
     "A kill at any moment leaves the old file or none; the same command then gives the same bytes."
-    out, code = tmp_path / "s.csv", f"from hms_hbac.inference.predict import predict; predict({str(runs)!r}, {str(clean)!r}, {str(tmp_path / 's.csv')!r}, batch_size=4, device='cpu', progress=False)"
-    child = subprocess.Popen([sys.executable, "-c", "import hms_hbac.inference.predict; print('in', flush=True); " + code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    while child.stdout.readline().strip() != "in": pass
-    time.sleep(.05)
+    out = tmp_path / "s.csv"
+    how = dict(batch_size=4, device="cpu", progress=False)
+    code = (
+        "from hms_hbac.inference.predict import predict; print('in', flush=True); "
+        f"predict({str(runs)!r}, {str(clean)!r}, {str(out)!r}, **{how!r})"
+    )
+    quiet = dict(stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    child = subprocess.Popen([sys.executable, "-c", code], **quiet)
+    while child.stdout.readline().strip() != "in":
+        pass
+    time.sleep(0.05)
     child.send_signal(signal.SIGKILL)
     child.wait()
     assert not out.exists() or out.read_bytes().count(b"\n") == 4
     for _ in range(2):
-        assert predict(runs, clean, out, batch_size=4, device="cpu", progress=False) == 0
+        assert predict(runs, clean, out, **how) == 0
         pd.testing.assert_frame_equal(pd.read_csv(out, dtype={"eeg_id": str}), baseline)
 
 
@@ -298,9 +493,12 @@ def test_interrupt_in_the_middle_leaves_the_old_file(crew, clean, tmp_path):
 
     class Interrupted:
         view = raw.system.view
-        def __call__(self, batch): raise KeyboardInterrupt
+
+        def classify(self, picture):
+            raise KeyboardInterrupt
+
     with pytest.raises(KeyboardInterrupt):
-        predict(Crew([type(raw)(**{**vars(raw), "system": Interrupted()})], torch.device("cpu")), clean, out, progress=False)
+        predict(Crew([replace(raw, system=Interrupted())], torch.device("cpu")), clean, out, progress=False)
     assert out.read_text() == "the old file" and [p.name for p in tmp_path.iterdir()] == ["s.csv"]
 
 
