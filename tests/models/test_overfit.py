@@ -55,6 +55,7 @@ def pictures(expr, blank=False):
 def quiet(net):
     "The network's keys without dropout, and shallow enough for a short sequence."
     if "parts" in net: net["parts"] = [quiet(p) for p in net["parts"]]
+    if "image" in net: net["image"] = quiet(net["image"])
     net.update({k: 0. for k in ("dropout", "drop_path") if k in net})
     if net["kind"] == "resnet1d_gru": net["blocks"] = 4
     if net["kind"] == "wavenet": net.update(filters=[8, 16])

@@ -20,21 +20,17 @@ from hms_hbac.models.recipe import (
 from hms_hbac.views.systems import view
 
 WANTED = """attention_b0 attention_b0_distilled attention_b0_pseudo attention_convnext
-attention_convnext_distilled attention_v2s
-attention_v2s_distilled dataset_b1 eeg_b2 eeg_percentiles_b2 eeg_stats_b2 eeg_stats_twostage_b0
-eeg_twostage_b0
-eeg_wavenet instance_b0 kaggle_b2 kaggle_eeg_b2 kaggle_eeg_wavenet kaggle_wavenet multiwindow_b0
-multiwindow_b0_heads
-multiwindow_b0_pseudo multiwindow_convnext_tiny multiwindow_mobilenetv3 multiwindow_mobilenetv3_pseudo
-multiwindow_v2s
-own_spectrogram_b1 panels_b0 panels_b2 panels_globalnorm_b4 panels_mosaic_b0 panels_stats_b2
-panels_transformer
-panels_twostage_4conf_b0 panels_twostage_b0 panels_weighted_b2 percentiles_b2 raw_image_b0
-refined_mosaic_augmented_b0
+attention_convnext_distilled attention_v2s attention_v2s_distilled dataset_b1 eeg_b2
+eeg_percentiles_b2 eeg_stats_b2 eeg_stats_twostage_b0 eeg_twostage_b0 eeg_wavenet efficientnet1d
+instance_b0 kaggle_b2 kaggle_eeg_b2 kaggle_eeg_wavenet kaggle_wavenet multiwindow_b0
+multiwindow_b0_heads multiwindow_b0_pseudo multiwindow_convnext_tiny multiwindow_mobilenetv3
+multiwindow_mobilenetv3_pseudo multiwindow_v2s own_spectrogram_b1 panels_b0 panels_b2
+panels_globalnorm_b4 panels_mosaic_b0 panels_stats_b2 panels_transformer panels_twostage_4conf_b0
+panels_twostage_b0 panels_weighted_b2 percentiles_b2 raw_image_b0 refined_mosaic_augmented_b0
 refined_mosaic_b0 resnet1d_gru resnet1d_gru_alpha resnet1d_gru_bands resnet1d_gru_delta
-resnet1d_gru_zero_phase sed_b0
-smoothed_mosaic_b0 stats_b2 stats_globalnorm_b2 stats_mosaic_b0 stats_twostage_b0 stats_weighted_b2
-wavenet""".split()
+resnet1d_gru_zero_phase sed_b0 shared_conv_picture smoothed_mosaic_b0 squeezeformer stats_b2
+stats_globalnorm_b2 stats_mosaic_b0 stats_twostage_b0 stats_weighted_b2 wavenet
+wavenet_picture_maxxvit""".split()
 
 
 def offline(name, scale):
@@ -169,9 +165,9 @@ def test_what_is_no_file_is_named(tmp_path):
         with pytest.raises(RecipeError, match=message): load_recipe(tmp_path / f"{name}.yaml")
 
 
-@pytest.mark.parametrize("item", ["a=[1", "x", "=3", "a=!!python/name:os.system", "seed=-1",
-                                  "optimizer.lr=.inf",
-                                  "a=&b [1]", ".".join("a" * 5000) + "=1", "name=../x", "stages=[]", "seed=1e308"])
+@pytest.mark.parametrize("item", [
+    "a=[1", "x", "=3", "a=!!python/name:os.system", "seed=-1", "optimizer.lr=.inf", "a=&b [1]",
+    ".".join("a" * 5000) + "=1", "name=../x", "stages=[]", "seed=1e308"])
 def test_overrides_fail_by_name(item):
     with pytest.raises(RecipeError): load_recipe("panels_b0", set=[item])
 
@@ -198,10 +194,11 @@ def test_vote_rules_of_the_two_stage_recipes():
         assert load_recipe(name).select_min_votes == 8
     assert [s.start for s in load_recipe("multiwindow_b0").stages] == ["previous", "continue"]
     assert load_recipe("multiwindow_mobilenetv3").net.finish is False
-    assert load_recipe("eeg_percentiles_b2").net.dropout == .3 and load_recipe("eeg_percentiles_b2").net.drop_path == .2
+    net = load_recipe("eeg_percentiles_b2").net
+    assert (net.dropout, net.drop_path) == (.3, .2)
     gru = load_recipe("resnet1d_gru")
-    assert gru.data.rows == "eeg" and [r.model_dump() for r in gru.stages[0].leave_out] == [{"votes": 4,
-                                                                                             "consensus": "gpd"}]
+    assert gru.data.rows == "eeg"
+    assert [r.model_dump() for r in gru.stages[0].leave_out] == [{"votes": 4, "consensus": "gpd"}]
 
 
 def test_seven_inputs_of_the_keras_notebook():
