@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'Comp', 'Data', 'Out', 'Transforms', 'Batch', 'Weights', 'Workers', 'votes_app', 'Votes', 'main', 'simulate',
-           'check', 'prepare', 'recipes', 'numbers', 'train', 'report', 'runs', 'predict', 'member_weight', 'ensemble',
-           'fit_weights', 'check_submission', 'print_scores', 'fit', 'score', 'demo']
+           'check', 'prepare', 'open_eeg', 'recipes', 'numbers', 'train', 'report', 'runs', 'predict', 'member_weight',
+           'ensemble', 'fit_weights', 'check_submission', 'print_scores', 'fit', 'score', 'demo']
 
 # %% ../nbs/13_cli.ipynb #9aa70b96
 from pathlib import Path
@@ -82,8 +82,20 @@ def prepare(
 ):
     "Read all recordings once into float16 memory maps; a killed run goes on where it stopped."
     from hms_hbac.data.recordings import prepare
-    prepare(comp, cache, workers=workers, dask=dask)
+    prepare(comp, cache, workers=workers, dask=dask, verify=True)
     print(f"recordings in {cache}")
+
+# %% ../nbs/13_cli.ipynb #0pene3g1
+@app.command()
+def open_eeg(folder: Annotated[Path, typer.Argument(help="clones of IIIC-SPaRCNet and IIIC-IRR")],
+             out: Annotated[Path, typer.Argument(help="competition folder to write; it must not exist yet")]):
+    "Make a competition folder of real EEG from two public repositories (ODC-By)."
+    from hms_hbac.data.open_eeg import open_eeg
+    table, faults = open_eeg(folder, out)
+    columns = ["eeg_id", "source", "consensus", "n_votes", "remarks"]
+    print(table[columns].to_string(index=False, max_colwidth=80))
+    for fault in faults: print(f"left out: {fault}")
+    print(f"{len(table)} segments of real EEG in {out}; {out}/SOURCES.md names what to cite")
 
 # %% ../nbs/13_cli.ipynb #687d0d9b
 @app.command()

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MOST_VALUES', 'MOST_FLOAT16', 'SPEC_COLUMNS', 'MOST_POWER', 'FAR_ROW', 'read_table', 'Columns', 'few', 'is_number',
            'read_columns', 'Recording', 'clean', 'read_eeg', 'Spectrogram', 'read_time', 'read_spectrogram', 'cut',
-           'cut_eeg', 'cut_spectrogram', 'spectrogram_row', 'sample_crc', 'file_id']
+           'cut_eeg', 'cut_spectrogram', 'spectrogram_row', 'sample_crc', 'file_id', 'file_crc', 'samples_crc']
 
 # %% ../../nbs/03_data/01_files.ipynb #0eef66de
 import os
@@ -243,3 +243,23 @@ def file_id(id: int | float | str) -> str:
     if not name or "/" in name or "\\" in name or "\0" in name or name.startswith(".") or len(name) > 200:
         raise DataError(f"{str(id)[:40]!r} is no id of a file")
     return name
+
+# %% ../../nbs/03_data/01_files.ipynb #fil00002
+def file_crc(path: Path | str, block: int = 2**20) -> int:
+    "Checksum (CRC-32) of a whole file."
+    crc = 0
+    with open(path, "rb") as f:
+        while data := f.read(block): crc = zlib.crc32(data, crc)
+    return crc
+
+
+def samples_crc(flat: np.ndarray,        # float16, a whole shard
+                spans: list,             # (first, number of values) of each recording in it
+                crc: int = 0,            # of what stands before
+                block: int = 2048) -> int:
+    "Checksum of the middle and the last `block` values of each recording of a shard."
+    for first, size in spans:
+        for start in (size // 2, max(size - block, 0)):
+            part = flat[first + start:first + min(start + block, size)]
+            crc = zlib.crc32(np.ascontiguousarray(part).view(np.uint8), crc)
+    return crc

@@ -17,7 +17,7 @@ import torch
 
 from ..core import CLASSES, SPEC_STEPS, VOTES, RecipeError
 from ..data.competition import Competition
-from ..data.recordings import FolderSource
+from ..data.windows import FolderSource
 from .members import Crew, Member, load_crew
 from .outputs import check_output, prior_of, report_row, summary, write_outputs, write_table
 from .pooling import class_sets, disagreement, entropy, pool, read_threshold, read_weights

@@ -24,7 +24,7 @@ from hms_hbac.core import (
 )
 from ..data.competition import Competition
 from ..data.files import cut_spectrogram, spectrogram_row
-from ..data.recordings import FolderSource, read_eeg_window, read_spectrogram_window
+from ..data.windows import FolderSource, read_eeg_window, read_spectrogram_window
 from ..signal.spectrogram import host_spectrogram
 
 # %% ../../nbs/09_inference/01_rows.ipynb #ec0b9ca5

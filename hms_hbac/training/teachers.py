@@ -13,7 +13,7 @@ import pandas as pd
 import yaml
 
 from ..core import CLASSES, DataError, RecipeError, read_json
-from ..data.recordings import WindowDataset
+from ..data.windows import WindowDataset
 from ..models.losses import loss as make_loss
 from ..models.recipe import build, load_recipe
 from .checkpoints import load_weights

@@ -1,55 +1,20 @@
-"The cache: same bytes whatever makes it, survival of kill -9, refusal of other files, same windows as parquet."
+"The cache: same bytes whatever makes it, survival of kill -9, refusal of other files, damage that is named."
 import os
-import pickle
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
-import pandas as pd
 import pytest
-import torch
-from torch.utils.data import BatchSampler, DataLoader
 
-from hms_hbac.core import CHANNELS, VOTES, DataError, HmsError, read_json, spectrogram_columns, write_json
+from hms_hbac.core import DataError, HmsError, read_json, write_json
 from hms_hbac.data import recordings
 from hms_hbac.data.competition import Competition
-from hms_hbac.data.recordings import FolderSource, Recordings, WindowDataset, covered, prepare, shard_path
-
-EVENTS = pd.DataFrame({"event_id": [0, 1, 2, 3], "eeg_id": [3, 7, 7, 40], "spectrogram_id": [2, 5, 5, 40],
-                       "eeg_offset": [0., 4., 10., 2.], "eeg_offset_first": [0., 0., 10., 0.], "eeg_offset_last": [0., 8., 10., 6.],
-                       "spectrogram_offset": [0., 24., 30., 2.], "spectrogram_offset_first": [0., 20., 30., 0.],
-                       "spectrogram_offset_last": [0., 28., 30., 6.]} | {v: [1, 0, 2, 0] for v in VOTES} | {"other_vote": [3, 5, 0, 1]})
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    "70 EEGs (three shards) and 40 spectrograms (two shards) of odd lengths; one file truncated, one with holes."
-    root, rng = tmp_path_factory.mktemp("rec") / "comp", np.random.default_rng(0)
-    for name in ("train_eegs", "train_spectrograms"): (root / name).mkdir(parents=True)
-    (root / "test.csv").write_text("spectrogram_id,eeg_id,patient_id\n5,7,1\n2,3,1\n")
-    for id in range(1, 71):
-        x = pd.DataFrame(rng.normal(0, 30, (10_000 + 4_000 * (id % 2), 20)).astype("float32"), columns=CHANNELS)
-        if id == 7: x.loc[1_000:1_099, "T3"] = np.nan
-        x.to_parquet(root / f"train_eegs/{id}.parquet")
-    for id in range(1, 41):
-        s = pd.DataFrame(np.exp(rng.normal(0, 3, (300 + 20 * (id % 2), 400))).astype("float32"), columns=spectrogram_columns())
-        s.insert(0, "time", 2 * np.arange(len(s)) + 1)
-        if id == 5: s.loc[20, "RL_0.98"] = np.nan
-        s.to_parquet(root / f"train_spectrograms/{id}.parquet")
-    bad = root / "train_eegs/60.parquet"
-    bad.write_bytes(bad.read_bytes()[:70_000])
-    return root
-
-
-@pytest.fixture(scope="module")
-def cache(folder, tmp_path_factory):
-    "A cache that nothing may change."
-    out = tmp_path_factory.mktemp("cache") / "cache"
-    prepare(folder, out, workers=1, progress=False)
-    return out
+from hms_hbac.data.recordings import Recordings, prepare, shard_path
+from hms_hbac.data.windows import FolderSource
 
 
 def same(a, b):
@@ -133,13 +98,23 @@ def test_other_formats_and_folders_are_refused(folder, cache, tmp_path):
     with pytest.raises(DataError, match="no recordings in train_eegs"): prepare(tmp_path / "e", tmp_path / "f", progress=False)
 
 
-def test_one_prepare_at_a_time(folder, cache, tmp_path):
+def test_the_second_prepare_waits_says_so_and_finds_the_work_done(folder, cache, tmp_path, monkeypatch, capfd):
     half = shutil.copytree(cache, tmp_path / "c")
     shard_path(half, "eegs", 2, "json").unlink()
-    with recordings.locked(half), recordings.locked(cache):
-        with pytest.raises(DataError, match="another prepare works on this cache"): prepare(folder, half, progress=False)
-        prepare(folder, cache, progress=False)                           # complete: nothing to keep apart
-    prepare(folder, half, progress=False)
+    written, write = [], recordings.write_shard
+    monkeypatch.setattr(recordings, "write_shard", lambda *task: written.append(task[2]) or write(*task))
+    second = threading.Thread(target=prepare, args=(folder, half), kwargs={"workers": 1})
+    with recordings.locked(half):
+        prepare(folder, cache, progress=False)                           # complete: nothing to wait for
+        second.start()
+        second.join(.5)
+        assert second.is_alive() and written == []                       # it waits, and has said for whom
+        assert f"{half}: process {os.getpid()} on " in (told := capfd.readouterr().err) and "waiting" in told
+        tasks, missing = recordings.plan(Competition(folder), half, read_json(half / "meta.json"))
+        for task in missing: write(*task)
+        recordings.write_index(half, tasks)
+    second.join(60)
+    assert not second.is_alive() and written == []                       # the first one's work is taken over
     same(half, cache)
 
 
@@ -175,7 +150,6 @@ def cluster():
 
 
 def test_dask_makes_the_same_bytes_though_a_worker_dies(folder, cache, tmp_path, cluster):
-    import threading
 
     from distributed import Client
     address, workers = cluster
@@ -224,86 +198,53 @@ def test_missing_and_broken_recordings(cache, folder):
     with pytest.raises(DataError, match="eegs/60.parquet: cannot be read as parquet"): r.eeg(60, 0)
     assert r.index[["id", "error"]][r.index.error != ""].id.tolist() == [60]
     assert r.rows("eegs", 7) == 14_000 and r.rows("eegs", 60) == 0
-    table = pd.DataFrame({"eeg_id": [7, 60, 999, 3], "spectrogram_id": [5, 2, 2, 99]})
-    assert covered(r, table).tolist() == [True, False, False, False]
-    assert covered(FolderSource(folder, "train"), table).tolist() == [True, True, False, False]
 
 
-def test_damaged_shards_have_a_name(cache, tmp_path):
-    for damage, message in ((lambda p: p.unlink(), "a shard is missing or empty"), (lambda p: p.write_bytes(b""), "a shard is missing or empty"),
-                            (lambda p: p.write_bytes(b"xx"), "a shard is cut short")):
-        c = shutil.copytree(cache, tmp_path / "c", dirs_exist_ok=True)
-        damage(shard_path(c, "eegs", 0, "f16"))
-        with pytest.raises(DataError, match=message): Recordings(c).eeg(7, 0)
+@pytest.mark.parametrize("damage, message", [
+    (lambda p: p.unlink(), "a shard is missing or empty"),
+    (lambda p: p.write_bytes(b""), "a shard is missing or empty"),
+    (lambda p: p.write_bytes(p.read_bytes()[:-2]), "a shard is cut short"),
+])
+def test_shards_of_another_size_are_named_when_the_cache_is_opened(cache, tmp_path, damage, message):
+    shutil.copytree(cache, tmp_path / "c")
+    damage(shard_path(tmp_path / "c", "eegs", 0, "f16"))
+    with pytest.raises(DataError, match=message) as e: Recordings(tmp_path / "c")
+    assert "eegs-00000.f16" in str(e.value) and "cure: run prepare again" in str(e.value)
 
 
-def test_items_and_batches(folder, cache):
-    ds = WindowDataset(Recordings(cache), EVENTS)
-    item, batch = ds[1], ds.batch([3, 1])
-    assert {k: (tuple(v.shape), v.dtype) for k, v in batch.items()} == {
-        "key": ((2,), torch.int64), "event_id": ((2,), torch.int64), "target": ((2, 6), torch.float32), "n_votes": ((2,), torch.float32),
-        "eeg": ((2, 20, 10_000), torch.float32), "spectrogram": ((2, 4, 100, 300), torch.float32)}
-    for k in item: torch.testing.assert_close(item[k], batch[k][1], rtol=0, atol=0, equal_nan=True)
-    assert batch["event_id"].tolist() == [3, 1] and batch["n_votes"].tolist() == [1, 5] and torch.allclose(batch["target"].sum(1), torch.ones(2))
-    np.testing.assert_array_equal(item["eeg"], ds.source.eeg(7, 4 * 200))
-    np.testing.assert_array_equal(item["spectrogram"], ds.source.spectrogram(5, 12))
-    with pytest.raises(IndexError): ds[4]
-    assert len(list(iter(ds))) == 4
-    assert set(WindowDataset(Recordings(cache), EVENTS, spec_steps=0)[0]) == {"key", "event_id", "target", "n_votes", "eeg"}
-    assert "eeg" not in WindowDataset(Recordings(cache), EVENTS, eeg=False)[0]
+def test_a_shard_of_zeros_is_named_on_first_use_and_made_anew(folder, cache, tmp_path):
+    "The size is right, the numbers are not: a sampled checksum sees it before the first window, `verify` writes it again."
+    shutil.copytree(cache, tmp_path / "c")
+    for kind in ("eegs", "spectrograms"):
+        path = shard_path(tmp_path / "c", kind, 1, "f16")
+        path.write_bytes(bytes(path.stat().st_size))
+    r = Recordings(tmp_path / "c")
+    assert r.eeg(7, 0).shape == (20, 10_000)                             # the other shards are sound
+    with pytest.raises(DataError, match="eegs-00001.f16: a shard does not hold what was written"): r.eeg(40, 0)
+    with pytest.raises(DataError, match="spectrograms-00001.f16: a shard does not"): r.spectrogram(40, 0)
+    prepare(folder, tmp_path / "c", progress=False, verify=True)
+    same(tmp_path / "c", cache)
 
 
-def test_wider_spectrogram_windows_are_centred(cache):
-    narrow, wide = (WindowDataset(Recordings(cache), EVENTS, spec_steps=n)[2]["spectrogram"] for n in (300, 312))
-    torch.testing.assert_close(wide[..., 6:306], narrow, equal_nan=True, rtol=0, atol=0)
+def test_one_changed_value_is_found_by_verify(folder, cache, tmp_path):
+    shutil.copytree(cache, tmp_path / "c")
+    path = shard_path(tmp_path / "c", "eegs", 2, "f16")
+    data = bytearray(path.read_bytes())
+    data[1_001] ^= 1                                                     # no sample stands there
+    path.write_bytes(data)
+    task = (tmp_path / "c", "eegs", 2)
+    assert recordings.shard_done(*task) and not recordings.shard_done(*task, whole=True)
+    prepare(folder, tmp_path / "c", progress=False, verify=True)
+    same(tmp_path / "c", cache)
 
 
-def test_random_offsets_belong_to_the_sample(cache):
-    r = Recordings(cache)
-    ds = WindowDataset(r, EVENTS, offset="random", seed=3)
-    a, b = ds.batch([1, 2], epoch=5), ds.batch([2, 1, 0], epoch=5)
-    torch.testing.assert_close(a["eeg"][0], b["eeg"][1], equal_nan=True, rtol=0, atol=0)
-    assert not torch.equal(torch.nan_to_num(ds.batch([1], 5)["eeg"]), torch.nan_to_num(ds.batch([1], 6)["eeg"]))
-    eeg, spec = recordings.window_starts({k: np.repeat(v[1:2], 2_000) for k, v in ds.table.items()}, "random",
-                                         recordings.sample_keys(3, 0, range(2_000)))
-    assert 0 <= eeg.min() < .1 and 7.9 < eeg.max() <= 8 and abs(eeg.mean() - 4) < .2 and np.allclose(spec - eeg, 20)
-    torch.testing.assert_close(ds.batch([2])["eeg"], WindowDataset(r, EVENTS).batch([2])["eeg"], equal_nan=True, rtol=0, atol=0)
-
-
-def test_loaders_agree(cache):
-    "Default collation, batches asked for at once, and two worker processes give the same numbers; set_epoch reaches the workers."
-    ds = WindowDataset(Recordings(cache), EVENTS, offset="random")
-    ds.set_epoch(2)
-    one = next(iter(DataLoader(ds, batch_size=4)))
-    sampler = BatchSampler(range(4), 4, drop_last=False)
-    loader = DataLoader(ds, sampler=sampler, batch_size=None, num_workers=1, persistent_workers=True)
-    for epoch in (2, 3):
-        ds.set_epoch(epoch)
-        two = next(iter(loader))
-        for k in one: torch.testing.assert_close(ds.batch(range(4), epoch)[k], two[k], equal_nan=True, rtol=0, atol=0)
-        if epoch == 2: assert all(torch.equal(torch.nan_to_num(one[k]), torch.nan_to_num(two[k])) for k in one)
-    copy = pickle.loads(pickle.dumps(ds))
-    torch.testing.assert_close(copy[1]["eeg"], ds[1]["eeg"], equal_nan=True)
-    assert len(pickle.dumps(ds)) < 10_000
-
-
-def test_test_rows_and_failures(folder):
-    comp = Competition(folder)
-    ds = WindowDataset(FolderSource(comp, "train"), comp.test)
-    assert set(ds[0]) == {"key", "event_id", "eeg", "spectrogram"}
-    table = pd.DataFrame({"eeg_id": ["7", "60", "../7", "3"], "spectrogram_id": ["5", "2", "2", ""]})
-    with pytest.raises(DataError, match="cannot be read"): WindowDataset(FolderSource(comp, "train"), table).batch(range(4))
-    ds = WindowDataset(FolderSource(comp, "train"), table, errors="nan")
-    b = ds.batch(range(4))
-    assert b["failed"].tolist() == [False, True, True, True] and sorted(ds.failures) == [1, 2, 3]
-    assert torch.isnan(b["eeg"][1]).all() and not torch.isnan(b["spectrogram"][1]).all() and not torch.isnan(b["eeg"][3]).all()
-    assert "cannot be read as parquet" in ds.failures[1][0] and "is no id of a file" in ds.failures[2][0]
-
-
-def test_folder_source_forgets(folder):
-    source = FolderSource(folder, "train", keep=2)
-    for id in (1, 2, 3, 2): source.eeg(id, 0, 10)
-    assert [k[1] for k in source._last] == [3, 2]
+def test_a_cache_without_checksums_still_opens(folder, cache, tmp_path):
+    "Caches that were made before shards had checksums."
+    shutil.copytree(cache, tmp_path / "c")
+    for path in (tmp_path / "c/shards").glob("*.json"):
+        write_json(path, {k: v for k, v in read_json(path).items() if k in ("bytes", "entries")})
+    np.testing.assert_array_equal(prepare(folder, tmp_path / "c", verify=True).eeg(7, 0), Recordings(cache).eeg(7, 0))
+    assert recordings.plan(Competition(folder), tmp_path / "c", read_json(cache / "meta.json"))[1] == []
 
 
 def test_real_recordings(real, tmp_path):
@@ -311,5 +252,3 @@ def test_real_recordings(real, tmp_path):
     r, f = prepare(comp, tmp_path / "c", progress=False), FolderSource(comp, "train")
     np.testing.assert_allclose(r.eeg(1000913311, 0), f.eeg(1000913311, 0), rtol=2**-11, atol=1e-6)
     np.testing.assert_allclose(r.spectrogram(1000189855, 100), f.spectrogram(1000189855, 100), rtol=.002)
-    b = WindowDataset(FolderSource(comp, "test"), comp.test)[0]
-    assert b["eeg"].shape == (20, 10_000) and not torch.isnan(b["spectrogram"]).any()
