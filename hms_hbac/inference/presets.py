@@ -19,7 +19,14 @@ from ..core import HmsError, SubmissionError, read_json, write_json
 from ..data.competition import Competition
 from .ensemble import gather, lacking
 from .members import find_runs, load_crew
-from .outputs import check_output, report_row, summary, write_outputs, write_submission
+from hms_hbac.inference.outputs import (
+    check_output,
+    is_stream,
+    report_row,
+    summary,
+    write_outputs,
+    write_submission,
+)
 from .pooling import checked_weights, read_weights
 from .predict import Answers, finish, predict_table
 from .rows import test_ids
@@ -180,7 +187,8 @@ def blend_runs(weights,              # {recipe: weight}, a preset's name, or a f
                tta=None, batch_size=32, device=None, progress=True) -> int:
     "Predict missing members and blend all into `out`: 0, or 3 when the report names rows or members."
     comp, (weights, how) = Competition(comp_path), recipe_weights(weights)
-    folder, ids = Path(folder or Path(out).with_name(f"{Path(out).stem}_members")), test_ids(comp)
+    beside = Path() if is_stream(out) else Path(out).parent
+    folder, ids = Path(folder or beside/f"{Path(out).stem}_members"), test_ids(comp)
     check_output(out, len(ids), [comp.path/"test.csv", *folder.glob("*.csv")])
     files, missing = sources(weights, runs, folder, comp, tta)
     neither = [m for m in weights if m not in files and m not in missing]
