@@ -235,6 +235,8 @@ def fit_weights(
     from hms_hbac.evaluation.blending import fit_weights
     fit = fit_weights(runs, out, min_votes=min_votes)
     print(fit["table"].round(4).to_string())
+    for name, (low, high) in fit["spread"].items():
+        print(f"{name}: weight {fit['weights'][name]:.3f}, a share of {low:.3f} to {high:.3f} without a fifth of the patients")
     print(f"chosen: {fit['method']} ({fit['reason']})\nweights in {out}")
 
 

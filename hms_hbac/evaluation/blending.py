@@ -24,7 +24,7 @@ def minimize(f, start, bounds=None):
     "L-BFGS-B; `f` returns value and gradient."
     from scipy.optimize import minimize as scipy_minimize
     return scipy_minimize(f, start, jac=True, bounds=bounds, method="L-BFGS-B",
-                          options=dict(maxiter=200, ftol=1e-10, gtol=1e-7)).x
+                          options=dict(maxiter=500, ftol=1e-11, gtol=1e-7)).x
 
 
 def fit_mean(prob, target, patient=None):

@@ -17,7 +17,6 @@ import pandas as pd
 from ..core import CLASSES, VOTES, DataError
 from .runs import read_part
 from ..inference.pooling import softmax
-from ..models.losses import kl_rows
 from ..training.oof import SURE_VOTES
 
 # %% ../../nbs/10_evaluation/02_members.ipynb #97aa2dd9

@@ -12,7 +12,7 @@ import pandas as pd
 from scipy.optimize import minimize_scalar
 from scipy.special import digamma
 
-from ..core import CLASSES, DataError
+from ..core import DataError
 from .blending import patient_folds
 from .calibration import VOTE_EDGES, vote_groups
 from ..inference.pooling import FLOOR, entropy, softmax
@@ -138,7 +138,7 @@ def abstention_curve(
                         best=best[:len(keep)].mean()))
     return pd.DataFrame(out)
 
-# %% ../../nbs/10_evaluation/05_uncertainty.ipynb #c9df9371
+# %% ../../nbs/10_evaluation/05_uncertainty.ipynb #3b6e7275
 def posterior_entropy(counts: np.ndarray, mixture: Mixture) -> np.ndarray:
     "Expected entropy (N,), nats, of the true shares of rows with these votes (N, 6)."
     counts = np.asarray(counts, np.float64)

@@ -31,11 +31,8 @@ class Mixture(NamedTuple):
     about: dict = {}        # source, command, held-out figures
 
 
-def log_kinds(
-    counts: np.ndarray,  # votes per class, (N, 6)
-    mixture: Mixture,
-) -> np.ndarray:
-    "Logarithm of weight times the chance of these votes in a given order, for each kind: (N, J)."
+def log_kinds(counts: np.ndarray, mixture: Mixture) -> np.ndarray:
+    "Log of weight times the chance of these votes (N, 6), in a given order, for each kind: (N, J)."
     counts = np.asarray(counts, dtype=np.float64)
     out = np.log(mixture.weights) + np.zeros((len(counts), 1))
     for c in range(len(CLASSES)):
@@ -45,11 +42,9 @@ def log_kinds(
     return out - gammaln(total + counts.sum(1, keepdims=True)) + gammaln(total)
 
 # %% ../../nbs/07_models/05_votes.ipynb #e0acecbc
-def posterior_shares(
-    counts: np.ndarray,  # votes per class, (N, 6); a row without votes gets the mean share of all segments
-    mixture: Mixture,
-) -> np.ndarray:
-    "Expected shares of further votes given these, (N, 6) float64; rows sum to 1."
+def posterior_shares(counts: np.ndarray, mixture: Mixture) -> np.ndarray:
+    """Expected shares of further votes given these counts (N, 6), (N, 6) float64; no votes: the mean of all
+    segments."""
     counts = np.asarray(counts, dtype=np.float64)
     chance = log_kinds(counts, mixture)
     chance = np.exp(chance - chance.max(1, keepdims=True))
@@ -61,9 +56,7 @@ def posterior_shares(
 IIIC_ORDER = ("other", "seizure", "lpd", "gpd", "lrda", "grda")      # what 0 … 5 mean in the study's files
 
 
-def read_ratings(
-    file,  # a .mat file with Y (N, raters) and keys such as sparcnet_subject12_3
-) -> tuple[np.ndarray, np.ndarray]:
+def read_ratings(file) -> tuple[np.ndarray, np.ndarray]:
     """Votes (N, 6) in the order of `CLASSES` and the subject of each segment (N,); `DataError` if the file is
     no such table."""
     from scipy.io import loadmat
@@ -84,9 +77,7 @@ def read_ratings(
     return votes, np.array([re.sub(r"_\d+$", "", k) for k in keys])
 
 # %% ../../nbs/07_models/05_votes.ipynb #8d401c09
-def read_votes(
-    file,  # dataset1.mat, or a CSV or parquet table with the six vote columns
-) -> tuple[np.ndarray, np.ndarray]:
+def read_votes(file) -> tuple[np.ndarray, np.ndarray]:
     """Votes (N, 6) of the segments with at least one vote, and their patients (N,); `DataError` for what is
     no table of counts."""
     file = Path(file)
@@ -105,10 +96,7 @@ def read_frame(file):
         raise DataError(f"not readable as a table ({type(e).__name__})", where=file) from None
 
 # %% ../../nbs/07_models/05_votes.ipynb #d64eee8f
-def count_columns(
-    frame: pd.DataFrame,
-    where="table",  # what an error names
-) -> tuple[np.ndarray, np.ndarray]:
+def count_columns(frame: pd.DataFrame, where="table") -> tuple[np.ndarray, np.ndarray]:
     """Votes (N, 6) and patients (N,) of a table with the six vote columns; without `patient_id` each row is a
     patient of its own."""
     lost = [c for c in VOTES if c not in frame]
@@ -203,11 +191,7 @@ KNOWN = (1, 3, 5, 10)        # how many votes are shown
 REST = 8                     # and how many at least are kept back
 
 
-def hide_votes(
-    counts: np.ndarray,  # votes per class, (N, 6) whole numbers
-    k: int,  # how many votes are shown
-    seed: int = 0,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def hide_votes(counts: np.ndarray, k: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rows with at least k + 8 votes (positions), k of their votes drawn at random (n, 6), and the others (n,
     6)."""
     rows = np.flatnonzero(counts.sum(1) >= k + REST)
@@ -230,12 +214,7 @@ def added(value):
     return predict
 
 
-def score_votes(
-    counts: np.ndarray,  # votes per class, (N, 6)
-    mixture: Mixture,
-    seed: int = 0,
-    known=KNOWN,  # numbers of votes shown
-) -> dict:
+def score_votes(counts: np.ndarray, mixture: Mixture, seed: int = 0, known=KNOWN) -> dict:
     "{k: (rows, KL of each with the mixture, with .2 added to each count)} for each number k of votes shown."
     if not (np.sum(counts, 1) >= min(known) + REST).any():
         raise DataError(f"no row has {min(known) + REST} votes or more", where="votes score")
@@ -283,10 +262,8 @@ def write_mixture(mixture: Mixture, out) -> None:
         tmp.write_text(yaml.safe_dump(doc, sort_keys=False, allow_unicode=True, width=110), encoding="utf-8")
 
 # %% ../../nbs/07_models/05_votes.ipynb #682a3c61
-def read_mixture(
-    file=None,  # a YAML file written by `write_mixture`; None: the package's
-) -> Mixture:
-    "A mixture from its file; `RecipeError` if it holds none."
+def read_mixture(file=None) -> Mixture:
+    "A mixture from its YAML file, by default the package's; `RecipeError` if it holds none."
     file, cure = Path(READY if file is None else file), "write it with hms-hbac votes fit"
     try: doc = yaml.safe_load(file.read_text(encoding="utf-8"))
     except FileNotFoundError: raise RecipeError("no such file", where=file, cure=cure) from None
@@ -310,11 +287,8 @@ def ready_mixture():
     return read_mixture()
 
 
-def smooth_raters(
-    target: torch.Tensor,  # vote shares, (B, 6)
-    n_votes: torch.Tensor,  # (B,)
-    mixture: Mixture = None,  # None: the package's
-) -> torch.Tensor:
-    "The posterior shares of a batch, (B, 6), of the type and on the device of `target`."
+def smooth_raters(target: torch.Tensor, n_votes: torch.Tensor, mixture: Mixture = None) -> torch.Tensor:
+    """Posterior shares (B, 6) of vote shares `target` (B, 6) of `n_votes` (B,), by the package's mixture if
+    none is given."""
     counts = (target.double() * n_votes[:, None].double()).cpu().numpy()
     return torch.from_numpy(posterior_shares(counts, mixture or ready_mixture())).to(target)

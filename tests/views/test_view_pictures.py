@@ -9,8 +9,8 @@ import matplotlib.pyplot as plt  # noqa: E402
 
 from hms_hbac.core import CHAINS, CHANNELS, EEG_RATE, PANELS, SPEC_FREQUENCIES  # noqa: E402
 from hms_hbac.draws import sample_keys
-from hms_hbac.evaluation.plots import view_image  # noqa: E402
 from hms_hbac.views.algebra import Tile, between  # noqa: E402
+from hms_hbac.views.pictures import view_image  # noqa: E402
 from hms_hbac.views.systems import EXPRESSIONS, view  # noqa: E402
 from hms_hbac.views.transforms import Around  # noqa: E402
 from hms_hbac.views.winners import WINNER_VIEWS  # noqa: E402
