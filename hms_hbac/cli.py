@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'Comp', 'Data', 'Out', 'Transforms', 'Batch', 'Weights', 'Workers', 'votes_app', 'Votes', 'main', 'simulate',
-           'check', 'prepare', 'open_eeg', 'recipes', 'numbers', 'train', 'report', 'runs', 'predict', 'member_weight',
-           'ensemble', 'fit_weights', 'check_submission', 'print_scores', 'fit', 'score', 'demo']
+           'print_realism', 'check', 'prepare', 'open_eeg', 'recipes', 'numbers', 'train', 'report', 'runs', 'predict',
+           'member_weight', 'ensemble', 'fit_weights', 'check_submission', 'print_scores', 'fit', 'score', 'demo']
 
 # %% ../nbs/13_cli.ipynb #9aa70b96
 from pathlib import Path
@@ -48,16 +48,37 @@ Workers = Annotated[int, typer.Option(min=1, help="processes")]
 # %% ../nbs/13_cli.ipynb #79d8dd0d
 @app.command()
 def simulate(
-    out: Annotated[Path, typer.Argument(help="folder to write")],
+    out: Annotated[Path | None, typer.Argument(help="folder to write")] = None,
     patients: Annotated[int, typer.Option(min=6)] = 60,
     test_patients: Annotated[int, typer.Option(min=1)] = 12,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     workers: Workers = 2,
+    preset: Annotated[str | None, typer.Option(help="bench-s (300 patients) or bench-m (1,950)")] = None,
+    realism: Annotated[Path | None, typer.Option(help="clones of the hosts' repositories: measure")] = None,
 ):
-    "Write a simulated competition in Kaggle's files, with the truth behind its votes."
-    from hms_hbac.simulate.competition import simulate
-    path = simulate(out, patients=patients, test_patients=test_patients, seed=seed, workers=workers)
+    "Write a simulated competition in Kaggle's files, with the truth behind its votes; or measure its realism."
+    if realism: return print_realism(realism, workers)
+    from hms_hbac.simulate.competition import PRESETS, simulate, summary
+    if out is None: raise typer.BadParameter("name a folder to write, or --realism FOLDER")
+    if preset and preset not in PRESETS: raise typer.BadParameter(f"--preset is one of {', '.join(PRESETS)}")
+    sizes = PRESETS[preset] if preset else dict(patients=patients, test_patients=test_patients, seed=seed)
+    path = simulate(out, **sizes, workers=workers)
     print(f"simulated competition in {path}")
+    for name, value in summary(path).items() if preset else ():
+        print(f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}")
+
+# %% ../nbs/13_cli.ipynb #213754d9
+def print_realism(folder: Path, workers: int):
+    "Print how real and simulated segments differ, feature by feature, and the two numbers."
+    from hms_hbac.simulate.realism import realism
+    result, *tables = realism(folder, workers=workers)
+    for table in tables:
+        if table is not None: print(table.round(2).to_string(), "\n")
+    for name in ("auc", "auc_spectrogram"):
+        low, high = result[f"{name}_low"], result[f"{name}_high"]
+        print(f"{name} {result[name]:.3f}, 95 % interval over files {low:.3f} to {high:.3f}")
+    print(f"{result['segments']} real segments, 20 simulated sets")
+    print(f"auc={result['auc']:.2f} auc_spectrogram={result['auc_spectrogram']:.2f}")
 
 # %% ../nbs/13_cli.ipynb #58cd8b8d
 @app.command()

@@ -75,7 +75,7 @@ def heart(rng, samples: int, bpm: float = 80., size: float = 400., rate: int = E
     return place(form, at, np.full(len(at), size), samples) + 15 * noise(rng, lambda f: 1 / (f + .5), 1,
                                                                          samples)[0]
 
-# %% ../../nbs/04_simulate/02_artifacts.ipynb #9c7beddd
+# %% ../../nbs/04_simulate/02_artifacts.ipynb #28d81f0e
 def add_artifacts(rng, eeg: np.ndarray, messy: float = .1, bpm: float = 80.):
     "Add a recording's artifacts to `eeg` (20, samples) in place, and write its EKG channel."
     eeg[19] = heart(rng, eeg.shape[1], bpm)
@@ -85,7 +85,7 @@ def add_artifacts(rng, eeg: np.ndarray, messy: float = .1, bpm: float = 80.):
     loose, worn = rng.random() < .55, rng.random() < messy
     if worn and loose:
         eeg[:19] *= np.float32(np.exp(rng.normal(-1.2, .6)))
-        add_mains(rng, eeg, np.exp(rng.normal(4.5, 1.5)), others=rng.uniform(.01, .06))
+        add_mains(rng, eeg, np.exp(rng.normal(5., 1.6)), others=rng.uniform(.01, .06))
     elif worn:
         add_muscle(rng, eeg, np.exp(rng.normal(2.5, .5)), restless=.8)
         add_bad_electrodes(rng, eeg, int(rng.integers(1, 6)))

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MESSY', 'PRESETS', 'Recording', 'plan_recording', 'plan', 'mixture', 'seizure_runs', 'render', 'add_holes',
-           'write_parquet', 'write_recording', 'spectrogram_table', 'write_eegs', 'tables', 'simulate', 'claim',
-           'fingerprint', 'summary']
+           'write_parquet', 'spectrogram_table', 'write_eegs', 'write_recording', 'tables', 'claim', 'fingerprint',
+           'simulate', 'summary']
 
 # %% ../../nbs/04_simulate/04_competition.ipynb #13ed58d8
 import hashlib
@@ -90,7 +90,7 @@ def _ids(rng, high, n):
     "Iterator over at least `n` different numbers below `high`, in random order."
     return iter(rng.permutation(np.unique(rng.integers(high // 10**4, high, 3 * n + 100))).tolist())
 
-
+# %% ../../nbs/04_simulate/04_competition.ipynb #b19bb95f
 def plan(
     patients: int, test_patients: int, seed: int,
     recordings_per_patient: float = 3.2,                # mean before rounding up
@@ -130,7 +130,7 @@ def mixture(recording: Recording, seconds: int, lead: int = 1) -> np.ndarray:
     fine = np.arange(seconds * EEG_RATE) / EEG_RATE - lead
     return np.stack([np.interp(fine, t, s) for s in shares.T]).astype(np.float32)
 
-# %% ../../nbs/04_simulate/04_competition.ipynb #3f6d6656
+# %% ../../nbs/04_simulate/04_competition.ipynb #636be090
 def seizure_runs(rng, recording: Recording, seconds: int, lead: int = 1) -> list:
     """(start, stop) of seizures in samples: one around each label with seizure votes to expect, some
     elsewhere."""
@@ -146,7 +146,7 @@ def seizure_runs(rng, recording: Recording, seconds: int, lead: int = 1) -> list
     return [(int((a + lead) * EEG_RATE), int((b + lead) * EEG_RATE)) for a, b in sorted(kept)]
 
 # %% ../../nbs/04_simulate/04_competition.ipynb #155c8009
-MESSY = .7  # chance that a recording which shows nothing but "other" has loose leads or muscle all over
+MESSY = .85 # chance that a recording which shows nothing but "other" has loose leads or muscle all over
 
 
 def render(recording: Recording, strength: float = 1., lead: int = 1, seconds: int = None) -> np.ndarray:
@@ -170,13 +170,34 @@ def add_holes(rng, eeg: np.ndarray):
         where = slice(None) if rng.random() < .5 else rng.integers(19)
         eeg[where, at:at + int(rng.uniform(1, 15) * EEG_RATE)] = np.nan
 
-# %% ../../nbs/04_simulate/04_competition.ipynb #c20bfc5e
+# %% ../../nbs/04_simulate/04_competition.ipynb #43e32c57
 def write_parquet(path, table: pd.DataFrame):
     "Write a DataFrame as parquet, atomically."
     with atomic_write(path) as tmp:
         table.to_parquet(tmp, index=False)
 
 
+def spectrogram_table(power: np.ndarray) -> pd.DataFrame:
+    """Power (4, 100, S) as the table of a spectrogram file: `time` 1, 3, 5 ... s (int64), 400 float32
+    columns with two decimals."""
+    steps = power.shape[-1]
+    values = pd.DataFrame(np.round(power.reshape(400, steps).T, 2), columns=spectrogram_columns())
+    values.insert(0, "time", 1 + 2 * np.arange(steps, dtype=np.int64))
+    return values
+
+# %% ../../nbs/04_simulate/04_competition.ipynb #c20bfc5e
+def write_eegs(recording: Recording, eeg: np.ndarray, out, lead: int = 1):
+    """Cut and write the EEG files of one recording: 20 float32 columns, 50 s and as much more as the last
+    label row needs."""
+    for eeg_id, rows in recording.rows.groupby("eeg_id", sort=False):
+        first = rows.iloc[0]
+        start = int(first.spectrogram_label_offset_seconds - first.eeg_label_offset_seconds + 275
+                    + lead) * EEG_RATE
+        n = EEG_SAMPLES + int(rows.eeg_label_offset_seconds.max()) * EEG_RATE
+        table = pd.DataFrame(np.ascontiguousarray(eeg[:, start:start + n].T), columns=list(CHANNELS))
+        write_parquet(Path(out)/f"{recording.split}_eegs"/f"{eeg_id}.parquet", table)
+
+# %% ../../nbs/04_simulate/04_competition.ipynb #902b15a8
 def write_recording(recording: Recording, out, strength: float = 1.):
     """Write the spectrogram and EEG files of one recording below folder `out`; files that exist already
     are left alone."""
@@ -193,27 +214,6 @@ def write_recording(recording: Recording, out, strength: float = 1.):
         torch.set_num_threads(threads)
     write_eegs(recording, eeg, out)
     write_parquet(path, spectrogram_table(power))
-
-# %% ../../nbs/04_simulate/04_competition.ipynb #d173175c
-def spectrogram_table(power: np.ndarray) -> pd.DataFrame:
-    """Power (4, 100, S) as the table of a spectrogram file: `time` 1, 3, 5 ... s (int64), 400 float32
-    columns with two decimals."""
-    steps = power.shape[-1]
-    values = pd.DataFrame(np.round(power.reshape(400, steps).T, 2), columns=spectrogram_columns())
-    values.insert(0, "time", 1 + 2 * np.arange(steps, dtype=np.int64))
-    return values
-
-
-def write_eegs(recording: Recording, eeg: np.ndarray, out, lead: int = 1):
-    """Cut and write the EEG files of one recording: 20 float32 columns, 50 s and as much more as the last
-    label row needs."""
-    for eeg_id, rows in recording.rows.groupby("eeg_id", sort=False):
-        first = rows.iloc[0]
-        start = int(first.spectrogram_label_offset_seconds - first.eeg_label_offset_seconds + 275
-                    + lead) * EEG_RATE
-        n = EEG_SAMPLES + int(rows.eeg_label_offset_seconds.max()) * EEG_RATE
-        table = pd.DataFrame(np.ascontiguousarray(eeg[:, start:start + n].T), columns=list(CHANNELS))
-        write_parquet(Path(out)/f"{recording.split}_eegs"/f"{eeg_id}.parquet", table)
 
 # %% ../../nbs/04_simulate/04_competition.ipynb #b944ebf3
 def tables(recordings: list, seed: int) -> tuple:
@@ -232,38 +232,9 @@ def tables(recordings: list, seed: int) -> tuple:
                         n_rows=rows.groupby(["eeg_id", *VOTES]).eeg_id.transform("size"))
     truth = truth.drop_duplicates(["eeg_id", *VOTES])
     latent = [f"latent_{c}" for c in CLASSES]
-    truth = truth[["split", "eeg_id", "eeg_sub_id", "label_id", "spectrogram_id", "patient_id", *CLASSES,
-                   *latent, *VOTES,
-                   "n_votes", "n_rows"]]
+    ids = ["split", "eeg_id", "eeg_sub_id", "label_id", "spectrogram_id", "patient_id"]
+    truth = truth[[*ids, *CLASSES, *latent, *VOTES, "n_votes", "n_rows"]]
     return train, test, sample, truth.reset_index(drop=True)
-
-# %% ../../nbs/04_simulate/04_competition.ipynb #18232520
-def simulate(
-    out,                        # folder to write
-    patients: int = 60, test_patients: int = 12, seed: int = 0,
-    workers: int = 2,           # processes
-    progress: bool = True,
-    **scale,                    # `recordings_per_patient` and `files` (see `plan`), `strength` (see `render`)
-) -> Path:
-    """Write a simulated competition to folder `out`. Same arguments, same bytes, whatever `workers`.
-
-    A simulation that was stopped is continued; a folder that holds something else is refused with
-    `DataError`."""
-    from joblib import Parallel, delayed
-    from tqdm import tqdm
-    out = Path(out)
-    claim(out, dict(version=2, patients=patients, test_patients=test_patients, seed=seed, **scale))
-    strength = scale.pop("strength", 1.)
-    recordings = plan(patients, test_patients, seed, **scale)
-    jobs = sorted(recordings, key=lambda r: -r.seconds)  # long ones first: workers end together
-    done = Parallel(workers, return_as="generator_unordered")(delayed(write_recording)(r, out, strength)
-                                                              for r in jobs)
-    for _ in tqdm(done, total=len(jobs), desc="simulate", unit="recording", disable=not progress): pass
-    train, test, sample, truth = tables(recordings, seed)
-    write_parquet(out/"truth.parquet", truth)
-    for name, table in (("sample_submission", sample), ("test", test), ("train", train)):
-        with atomic_write(out/f"{name}.csv") as tmp: table.to_csv(tmp, index=False)
-    return out
 
 # %% ../../nbs/04_simulate/04_competition.ipynb #62e8b50c
 def claim(out: Path, settings: dict):
@@ -277,7 +248,7 @@ def claim(out: Path, settings: dict):
     out.mkdir(parents=True, exist_ok=True)
     write_json(mark, settings)
 
-# %% ../../nbs/04_simulate/04_competition.ipynb #cb060797
+
 def fingerprint(folder) -> str:
     "First 12 hexadecimal digits of the SHA-256 over names and bytes of all files below `folder`."
     total = hashlib.sha256()
@@ -286,7 +257,34 @@ def fingerprint(folder) -> str:
                      + hashlib.sha256(path.read_bytes()).digest())
     return total.hexdigest()[:12]
 
-# %% ../../nbs/04_simulate/04_competition.ipynb #011e3467
+# %% ../../nbs/04_simulate/04_competition.ipynb #18232520
+def simulate(
+    out,                        # folder to write
+    patients: int = 60, test_patients: int = 12, seed: int = 0,
+    workers: int = 2,           # processes
+    progress: bool = True,
+    **scale,                    # `recordings_per_patient` and `files` (see `plan`), `strength` (see `render`)
+) -> Path:
+    """Write a simulated competition to folder `out`. Same arguments, same bytes, whatever `workers`.
+
+    One that was stopped is continued; a folder that holds something else is refused with `DataError`."""
+    from joblib import Parallel, delayed
+    from tqdm import tqdm
+    out = Path(out)
+    claim(out, dict(version=2, patients=patients, test_patients=test_patients, seed=seed, **scale))
+    strength = scale.pop("strength", 1.)
+    recordings = plan(patients, test_patients, seed, **scale)
+    jobs = sorted(recordings, key=lambda r: -r.seconds)  # long ones first: workers end together
+    jobs = [delayed(write_recording)(r, out, strength) for r in jobs]
+    done = Parallel(workers, return_as="generator_unordered")(jobs)
+    for _ in tqdm(done, total=len(jobs), desc="simulate", unit="recording", disable=not progress): pass
+    train, test, sample, truth = tables(recordings, seed)
+    write_parquet(out/"truth.parquet", truth)
+    for name, table in (("sample_submission", sample), ("test", test), ("train", train)):
+        with atomic_write(out/f"{name}.csv") as tmp: table.to_csv(tmp, index=False)
+    return out
+
+# %% ../../nbs/04_simulate/04_competition.ipynb #752f4a3c
 PRESETS = {"bench-s": dict(patients=300, test_patients=60, seed=300),
            "bench-m": dict(patients=1950, test_patients=60, seed=1950, recordings_per_patient=5.4)}
 

@@ -212,7 +212,7 @@ class Scene:
     sharp: float                 # of seizures: see `ictal`
 
 
-GAINS = {"seizure": 150., "lpd": 160., "gpd": 130., "lrda": 65., "grda": 85.}
+GAINS = {"seizure": 150., "lpd": 160., "gpd": 170., "lrda": 65., "grda": 85.}
 RATES = {"seizure": (2.5, 7.5), "lpd": (.5, 1.4), "gpd": (.7, 2.2), "lrda": (.7, 2.), "grda": (.8, 1.9)}
 
 # %% ../../nbs/04_simulate/01_patterns.ipynb #f89c772a
@@ -239,9 +239,10 @@ def scalp(scene: Scene) -> dict:
     x, y = scene.focus
     near = topography([(x, y), (scene.side * .5, y - .5), (-scene.side * .4, y)], .42)
     near *= np.array([[1.], [.4], [.08]], np.float32)
-    wide = topography([(0, .5), (-.5, .1), (.5, .1)], .25) * np.array([[.75], [.5], [.5]], np.float32)
+    weights = np.array([[.75], [.5], [.5]], np.float32)
+    sharp, wide = (weights * topography([(0, .5), (-.5, .1), (.5, .1)], depth) for depth in (.4, .25))
     spread = .8 * topography([(scene.side * .4, .2), (-scene.side * .4, .1)], .25)
-    return {"seizure": near[:1], "lpd": near, "lrda": near, "gpd": wide, "grda": wide, "spread": spread}
+    return {"seizure": near[:1], "lpd": near, "lrda": near, "gpd": sharp, "grda": wide, "spread": spread}
 
 # %% ../../nbs/04_simulate/01_patterns.ipynb #4e303175
 def strength_of(rng, share: np.ndarray) -> np.ndarray:

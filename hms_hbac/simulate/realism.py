@@ -7,7 +7,7 @@ __all__ = ['ORDER', 'PAIRS', 'FIRST', 'SECOND', 'FOLLOWING', 'BANDS', 'ABOVE', '
            'rhythm', 'segment_features', 'panel_features', 'simulate_like', 'logistic', 'auc', 'left_out_scores',
            'told_apart', 'compare', 'realism']
 
-# %% ../../nbs/04_simulate/05_realism.ipynb #893339e6
+# %% ../../nbs/04_simulate/05_realism.ipynb #6547de0e
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -20,7 +20,7 @@ from ..core import CHAINS, CHANNELS, CLASSES, EEG_RATE, PANELS, SPEC_FREQUENCIES
 from ..signal.spectrogram import host_spectrogram
 from .competition import Recording, render
 
-# %% ../../nbs/04_simulate/05_realism.ipynb #ed09ae12
+# %% ../../nbs/04_simulate/05_realism.ipynb #6652fff5
 ORDER = ("other", "seizure", "lpd", "gpd", "lrda", "grda")                # of votes in these files
 
 
@@ -46,7 +46,7 @@ def _load(path: Path, *keys) -> list:
                                 cure="name a folder with the hosts' files")
     return [found[key] for key in keys]
 
-# %% ../../nbs/04_simulate/05_realism.ipynb #f4c6e0ac
+# %% ../../nbs/04_simulate/05_realism.ipynb #ad2dc820
 def _shares(votes, path: Path) -> np.ndarray:
     "Vote counts in the files' order to shares in `CLASSES` order."
     votes = np.asarray(votes, float).ravel()
@@ -65,7 +65,7 @@ def _middle(eeg, path: Path) -> np.ndarray:
     start = (eeg.shape[1] - n) // 2
     return eeg[:, start:start + n]
 
-
+# %% ../../nbs/04_simulate/05_realism.ipynb #d4a19782
 def real_segments(folder) -> list:
     """All segments with votes below `folder` (clones of the two repositories, or parts of them); parts
     that are missing are left out."""
@@ -80,11 +80,10 @@ def real_segments(folder) -> list:
         eeg, panels, counts = _load(path, "seg_10sec", "Sdata", "vv")
         panels = {str(np.ravel(name)[0]): np.asarray(power, float) for name, power in panels}
         out.append(Segment(path.stem, _shares(counts, path), _middle(eeg, path), panels))
-    if not out: raise DataError("no segments with votes", where=folder,
-                                cure="clone IIIC-SPaRCNet and IIIC-IRR of github.com/bdsp-core there")
-    return out
+    if out: return out
+    raise DataError("no segments with votes", where=folder, cure="clone bdsp-core/IIIC-SPaRCNet and IIIC-IRR there")
 
-# %% ../../nbs/04_simulate/05_realism.ipynb #68b53481
+# %% ../../nbs/04_simulate/05_realism.ipynb #deebf36c
 PAIRS = [pair for chain in (*CHAINS.values(), ("Fz", "Cz", "Pz")) for pair in pairwise(chain)]
 FIRST, SECOND = (np.array([CHANNELS.index(pair[k]) for pair in PAIRS]) for k in (0, 1))
 FOLLOWING = [i for i in range(17) if PAIRS[i][1] == PAIRS[i + 1][0]]
@@ -100,7 +99,7 @@ def banana(eeg: np.ndarray) -> np.ndarray:
     return sosfiltfilt(butter(4, .5, "highpass", fs=EEG_RATE, output="sos"), x - x.mean(1, keepdims=True),
                        axis=1)
 
-
+# %% ../../nbs/04_simulate/05_realism.ipynb #1178022b
 def spectral(x: np.ndarray) -> dict:
     "Features of the spectrum of derivations (18, T): natural logarithms of µV²/Hz, medians over derivations."
     from scipy.signal import welch
@@ -114,7 +113,7 @@ def spectral(x: np.ndarray) -> dict:
     peak = p[:, (f >= 59) & (f <= 61)].max(1)
     return out | {"line": np.median(np.log((peak + 1e-3) / (p[:, around].mean(1) + 1e-3)))}
 
-# %% ../../nbs/04_simulate/05_realism.ipynb #9a29761e
+# %% ../../nbs/04_simulate/05_realism.ipynb #a025615f
 def rhythm(x: np.ndarray) -> dict:
     """Highest peak of the autocorrelation (median and maximum over derivations), and the logarithm of its
     frequency in Hz."""
@@ -122,13 +121,13 @@ def rhythm(x: np.ndarray) -> dict:
     x = resample_poly(x, 1, 4, axis=1)                                     # 50 Hz
     lags, n = np.arange(101), x.shape[1]
     auto = np.fft.irfft(abs(np.fft.rfft(x, 2 * n, axis=1)) ** 2, axis=1)[:, lags]
-    auto = auto / (auto[:, :1] + 1e-9) / (1 - lags / n)
-    peaks = auto[:, 12:]
-    best = peaks.max(1).argmax()
+    auto = (auto / (auto[:, :1] + 1e-9))[:, 12:]                           # falls with the lag: the first peak counts
+    peaks = auto / (1 - lags[12:] / n)
+    best = auto.max(1).argmax()
     return {"rhythm": np.median(peaks.max(1)), "rhythm max": peaks.max(),
-            "rhythm hz": np.log(50 / (12 + peaks[best].argmax()))}
+            "rhythm hz": np.log(50 / (12 + auto[best].argmax()))}
 
-
+# %% ../../nbs/04_simulate/05_realism.ipynb #c52b348d
 def segment_features(eeg: np.ndarray) -> dict:
     "Features of an EEG (20, 2000) in µV: name -> float."
     x = banana(eeg)
@@ -147,7 +146,7 @@ def segment_features(eeg: np.ndarray) -> dict:
         "lateral": abs(np.log((left + 1e-3) / (right + 1e-3))),
         "unsteady": np.median(np.log(x.reshape(18, 10, -1).std(2) + .1).std(1))}
 
-# %% ../../nbs/04_simulate/05_realism.ipynb #97292820
+# %% ../../nbs/04_simulate/05_realism.ipynb #d3e264bf
 def panel_features(panels: dict) -> dict:
     """Features of a spectrogram (panel -> power (100, S)): median by panel and band, range over time,
     roughness from step to step."""
@@ -161,7 +160,7 @@ def panel_features(panels: dict) -> dict:
         out[f"rough {band}"] = np.log(np.median(np.abs(np.diff(curves["LL"]))) + .01)
     return out
 
-# %% ../../nbs/04_simulate/05_realism.ipynb #d185f86b
+# %% ../../nbs/04_simulate/05_realism.ipynb #ab3592f0
 def simulate_like(segment: Segment, seed: int) -> Segment:
     "A simulated segment with the votes of a real one, with panels where that has some."
     seconds = 2 * SPEC_STEPS if segment.panels else 60
@@ -175,7 +174,7 @@ def simulate_like(segment: Segment, seed: int) -> Segment:
         panels = dict(zip(PANELS, power, strict=True))
     return Segment(f"simulated {segment.name}", segment.shares, eeg[:, start:start + 10 * EEG_RATE], panels)
 
-# %% ../../nbs/04_simulate/05_realism.ipynb #eccb1dee
+# %% ../../nbs/04_simulate/05_realism.ipynb #5148170a
 def logistic(
     x: np.ndarray,              # features (N, D), standardised
     y: np.ndarray, weight: np.ndarray,      # 1 or 0 (N,), weights (N,)
@@ -199,7 +198,7 @@ def auc(score: np.ndarray, y: np.ndarray, weight: np.ndarray) -> float:
     ones, zeros = np.bincount(rank, weight * y), np.bincount(rank, weight * (1 - y))
     return float((ones * (np.cumsum(zeros) - zeros / 2)).sum() / (ones.sum() * zeros.sum()))
 
-# %% ../../nbs/04_simulate/05_realism.ipynb #ee2a1292
+# %% ../../nbs/04_simulate/05_realism.ipynb #d2ba8437
 def left_out_scores(
     real: np.ndarray,           # features (N, D) of the real files
     simulated: np.ndarray, weight: np.ndarray,      # (N, K, D), made like each of them; weights (N,)
@@ -220,7 +219,7 @@ def left_out_scores(
         theirs[i] = b[0] + (simulated[i] - mean) / scale @ b[1:]
     return ours, theirs
 
-
+# %% ../../nbs/04_simulate/05_realism.ipynb #552a4ae8
 def told_apart(real: np.ndarray, simulated: np.ndarray, classes: np.ndarray, reps: int = 500) -> tuple:
     """AUC, and its 95 % bootstrap interval over files; arguments as in `left_out_scores`, `classes` (N,)
     numbers."""
@@ -234,7 +233,7 @@ def told_apart(real: np.ndarray, simulated: np.ndarray, classes: np.ndarray, rep
     areas = [area(rng.integers(0, n, n)) for _ in range(reps)]
     return area(np.arange(n)), *np.quantile(areas, (.025, .975))
 
-# %% ../../nbs/04_simulate/05_realism.ipynb #f8a8c8a5
+# %% ../../nbs/04_simulate/05_realism.ipynb #1a2859a0
 def compare(names: list, x: np.ndarray, classes: np.ndarray) -> pd.DataFrame:
     """Feature by feature, means of `real` and `simulated`, and the difference in standard deviations: over
     all, class by class.
@@ -249,7 +248,7 @@ def compare(names: list, x: np.ndarray, classes: np.ndarray) -> pd.DataFrame:
         table[CLASSES[k]] = (real[classes == k].mean(0) - simulated[classes == k].mean((0, 1))) / scale
     return table
 
-# %% ../../nbs/04_simulate/05_realism.ipynb #d2c26088
+# %% ../../nbs/04_simulate/05_realism.ipynb #21dadc1e
 def _row(segment: Segment, number: int, sets: int) -> tuple:
     "Features of a segment and of `sets` made like it: (10 s, spectrogram or None), each (1 + sets, D)."
     torch.set_num_threads(1)
@@ -267,7 +266,17 @@ def _missing(names: list, x: np.ndarray) -> np.ndarray:
         x[cut, :, k] = x[~cut][:, :, k].mean() if (~cut).any() else 0
     return x
 
-# %% ../../nbs/04_simulate/05_realism.ipynb #0d960e24
+# %% ../../nbs/04_simulate/05_realism.ipynb #ae465e9c
+def _measure(frames: list, classes: np.ndarray, whole_band: bool) -> tuple:
+    "(AUC, low, high) and the table of differences, from one frame (1 + sets, D) or None by file."
+    has = np.array([frame is not None for frame in frames])
+    if has.sum() < 4: return (np.nan,) * 3, None
+    frames = [frame for frame in frames if frame is not None]
+    names, x = list(frames[0]), np.array(frames, float)
+    if whole_band: x = _missing(names, x)
+    return told_apart(x[:, 0], x[:, 1:], classes[has]), compare(names, x, classes[has])
+
+# %% ../../nbs/04_simulate/05_realism.ipynb #70b4ecc7
 def realism(
     folder,                     # clones of the hosts' two repositories, or parts of them
     sets: int = 20, workers: int = 2,       # simulated sets, processes
@@ -285,15 +294,7 @@ def realism(
     rows = list(tqdm(rows, total=len(segments), desc="realism", unit="segment", disable=not progress))
     classes, out, tables = np.array([s.shares.argmax() for s in segments]), {"segments": len(segments)}, []
     for kind, name in enumerate(("auc", "auc_spectrogram")):
-        frames = [row[kind] for row in rows]
-        has = np.array([frame is not None for frame in frames])
-        out |= {name: np.nan, f"{name}_low": np.nan, f"{name}_high": np.nan}
-        tables.append(None)
-        if has.sum() < 4: continue
-        names, x = list(frames[has.argmax()]), np.array([frame for frame in frames if frame is not None],
-                                                        float)
-        if not kind: x = _missing(names, x)
-        out |= dict(zip((name, f"{name}_low", f"{name}_high"), told_apart(x[:, 0], x[:, 1:], classes[has]),
-                        strict=True))
-        tables[-1] = compare(names, x, classes[has])
+        values, table = _measure([row[kind] for row in rows], classes, whole_band=kind == 0)
+        out |= dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
+        tables.append(table)
     return out, *tables

@@ -40,18 +40,18 @@ def raters(
         confusion *= CONFUSION / np.tensordot(readiness, confusion, 1)
     return readiness, confusion / confusion.sum(2, keepdims=True)
 
-# %% ../../nbs/04_simulate/03_votes.ipynb #5bbcf9b5
+# %% ../../nbs/04_simulate/03_votes.ipynb #4b3fc998
 SHOWN = np.array([[.484, .087, .189, .049, .019, .172], [.037, .667, .022, .127, .002, .145],
                   [.002, .066, .692, .002, .043, .195], [.030, .086, .002, .445, .031, .406],
                   [.002, .002, .072, .066, .490, .368], [.006, .040, .024, .071, .076, .783]])
-STEADY = np.array([1.81, 2.53, 1.85, 6.32, 4.00, 2.49])
+STEADY = np.array([1.66, 2.33, 1.70, 5.81, 3.68, 2.29])
 
 
 def draw_shown(rng, lean: int) -> np.ndarray:
     "Mixture (6,) that a recording which leans to class number `lean` shows: Dirichlet around `SHOWN`."
     return rng.dirichlet(np.maximum(STEADY[lean] * SHOWN[lean], .01))
 
-# %% ../../nbs/04_simulate/03_votes.ipynb #f12f9dfd
+# %% ../../nbs/04_simulate/03_votes.ipynb #fd378725
 GROUPS = ("1", "2", "3", "4-7", "10-28")        # how many raters saw an event
 EXPERTS = GROUPS.index("10-28")
 LEANINGS = np.array([[.003, .010, .126, .061, .020], [.032, .016, .029, .022, .071],
@@ -61,7 +61,7 @@ LEANINGS = np.array([[.003, .010, .126, .061, .020], [.032, .016, .029, .022, .0
 LEANINGS = LEANINGS / LEANINGS.sum()
 ROWS = np.array([[1.2, 1.1, 7.3, 2.1, 2.1], [1.7, 1.3, 5.9, 5.1, 5.8], [1.4, 1.3, 12.2, 8.7, 12.5],
                  [1.2, 1.0, 19.5, 12.0, 17.3], [1.3, 1.0, 12.7, 5.8, 12.1], [1.0, 1.0, 3.2, 3.5, 3.2]])
-ALIKE = (.5, .5, .78, .22, 0.)  # by group: chance that a rater goes with the others of the group
+ALIKE = (.5, .54, .81, .26, 0.)  # by group: chance that a rater goes with the others of the group
 
 
 def counts_of(group: int, lean: int) -> tuple:
@@ -91,14 +91,19 @@ class Deck:
         self.given[k] += 1
         return k
 
-# %% ../../nbs/04_simulate/03_votes.ipynb #33cd0e9a
+# %% ../../nbs/04_simulate/03_votes.ipynb #a091b425
 class Decks:
     """Which class a file leans to and which group of raters sees it, dealt for a whole competition
     (`split` test: experts alone)."""
     def __init__(self, split: str):
         table = LEANINGS * (np.arange(LEANINGS.shape[1]) == EXPERTS) if split == "test" else LEANINGS
         self.shares = table.sum(1) / table.sum()
-        self.leans, self.groups = Deck(self.shares), [Deck(row) for row in table]
+        self.leans, self.groups, self.counts = Deck(self.shares), [Deck(row) for row in table], {}
+
+    def count(self, group: int, lean: int) -> int:
+        "How many raters of a group see the next segment that leans so."
+        numbers, chances = counts_of(group, lean)
+        return numbers[self.counts.setdefault((group, lean == 5), Deck(chances)).deal()]
 
 # %% ../../nbs/04_simulate/03_votes.ipynb #7f298669
 def quota(n, shares, least):
@@ -131,18 +136,19 @@ def draw_patients(
     table = pd.DataFrame({"main": main, "second": rng.choice(6, n, p=shares), "recordings": size})
     return table.iloc[rng.permutation(n)].reset_index(drop=True)
 
-# %% ../../nbs/04_simulate/03_votes.ipynb #510fbfe1
+# %% ../../nbs/04_simulate/03_votes.ipynb #148e4081
 def draw_votes(
     rng,
     shown: np.ndarray,      # mixture (6,) that the segment shows
     lean: int,              # number of the class that it leans to
     group: int,             # number in `GROUPS`
+    n: int = None,          # how many vote, default a random number of that group
 ) -> tuple:
     "Votes (6,), the probability (6,) of each vote, and the mixture (6,) that the group saw."
-    numbers, chances = counts_of(group, lean)
+    if n is None: n = rng.choice(counts_of(group, lean)[0], p=counts_of(group, lean)[1])
     alike, clear = ALIKE[group], np.eye(6)[lean]
     readiness, confusion = raters()
-    who = rng.choice(len(readiness), rng.choice(numbers, p=chances), p=readiness)
+    who = rng.choice(len(readiness), n, p=readiness)
     seen = rng.choice(6, len(who), p=shown)
     chance = alike * clear + (1 - alike) * confusion[who, seen]
     said = (rng.random(len(who))[:, None] > chance.cumsum(1)[:, :5]).sum(1)
@@ -150,12 +156,13 @@ def draw_votes(
     return np.bincount(said, minlength=6), probability / probability.sum(), alike * clear + (1
                                                                                              - alike) * shown
 
-# %% ../../nbs/04_simulate/03_votes.ipynb #b30c44ca
+# %% ../../nbs/04_simulate/03_votes.ipynb #178c16c6
 def draw_rows(rng, mean: float, limit: int = 90) -> int:
     "Number of label rows of an event, about `mean` on average, at most `limit`; log-normal, at least 1."
-    return int(np.clip(np.round(max(mean - .55, .45) * np.exp(1.1 * rng.standard_normal() - .45)), 1, limit))
+    if mean < 2: return 1 + int(rng.random() < mean - 1)
+    return int(np.clip(np.round((mean - .55) * np.exp(1.1 * rng.standard_normal() - .45)), 1, limit))
 
-# %% ../../nbs/04_simulate/03_votes.ipynb #bdd2f3c8
+# %% ../../nbs/04_simulate/03_votes.ipynb #d7bb8882
 def draw_events(
     rng,
     base: np.ndarray,           # mixture (6,) that the recording mostly shows
@@ -172,10 +179,11 @@ def draw_events(
     for k in range(1 + several * int((rng.random() < .12) * (1 + (rng.random() < .25)))):
         if k and rng.random() < .45: lean = decks.leans.deal()
         mean = base if lean == own else draw_shown(rng, lean)
-        votes, probability, shown = draw_votes(rng, rng.dirichlet(40 * mean + .02), lean, group)
+        votes, probability, shown = draw_votes(rng, rng.dirichlet(40 * mean + .02), lean, group,
+                                               decks.count(group, lean))
         if tuple(votes) in seen: continue
         seen.add(tuple(votes))
-        out.append((draw_rows(rng, ROWS[lean, group]) if several else 1, shown, votes, probability))
+        out.append((draw_rows(rng, ROWS[votes.argmax(), group]) if several else 1, shown, votes, probability))
     return out
 
 # %% ../../nbs/04_simulate/03_votes.ipynb #5c7544b6

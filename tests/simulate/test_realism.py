@@ -24,7 +24,8 @@ def write_pair(path, votes, eeg, columns=300):
 
 def test_a_pair_is_read_in_the_order_of_our_classes(tmp_path):
     eeg = np.random.default_rng(0).standard_normal((20, 2000))
-    write_pair(tmp_path / "A_Sample01.mat", [1, 2, 3, 4, 5, 6], eeg)       # other, seizure, LPD, GPD, LRDA, GRDA
+    write_pair(tmp_path / "A_Sample01.mat", [1, 2, 3, 4, 5, 6],
+               eeg)       # other, seizure, LPD, GPD, LRDA, GRDA
     segment, = real_segments(tmp_path)
     assert dict(zip(CLASSES, (segment.shares * 21).round(), strict=True)) == dict(
         other=1, seizure=2, lpd=3, gpd=4, lrda=5, grda=6)
@@ -47,7 +48,8 @@ def test_auc_equals_counting_pairs():
     rng = np.random.default_rng(0)
     score, y, w = rng.integers(0, 6, 40).astype(float), (rng.random(40) < .4).astype(float), rng.random(40)
     ones, zeros = np.flatnonzero(y == 1), np.flatnonzero(y == 0)
-    wins = sum(w[a] * w[b] * ((score[a] > score[b]) + .5 * (score[a] == score[b])) for a in ones for b in zeros)
+    wins = sum(w[a] * w[b] * ((score[a] > score[b]) + .5 * (score[a] == score[b])) for a in ones for b
+               in zeros)
     assert auc(score, y, w) == pytest.approx(wins / (w[ones].sum() * w[zeros].sum()))
 
 
@@ -64,7 +66,8 @@ def test_units_and_sides_of_features():
     eeg = simulate_like(Segment("lpd", np.eye(6)[1], None), 3).eeg
     one, ten = segment_features(eeg), segment_features(10 * eeg)
     assert ten["amp50"] - one["amp50"] == pytest.approx(np.log(10), abs=.15)
-    for name in ("kurtosis", "corr", "rhythm", "lateral"): assert ten[name] == pytest.approx(one[name], abs=.02)
+    for name in ("kurtosis", "corr", "rhythm", "lateral"): assert ten[name] == pytest.approx(one[name],
+                                                                                             abs=.02)
     flipped = eeg[[CHANNELS.index(c) for c in CHANNELS[11:19]] + [8, 9, 10] + list(range(8)) + [19]]
     mirrored = segment_features(flipped)
     assert mirrored["lateral"] == pytest.approx(one["lateral"], abs=1e-3)
@@ -73,7 +76,7 @@ def test_units_and_sides_of_features():
 def test_the_real_files_are_read_and_hardly_told_apart(real):
     segments = real_segments(real / "iiic")
     of_name = {"SZ": "seizure", "Other": "other"}
-    for segment in segments:                                           # the majority of votes agrees with the file's name
+    for segment in segments:                            # the majority of votes agrees with the file's name
         kind = segment.name.split("_")[0]
         if len(kind) > 1: assert CLASSES[segment.shares.argmax()] == of_name.get(kind, kind.lower())
     result, table, _ = realism(real / "iiic", sets=1, workers=1, progress=False)

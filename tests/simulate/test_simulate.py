@@ -1,4 +1,4 @@
-"""A simulated competition: the same bytes for any number of workers, Kaggle's own shapes, and signals that express the truth."""
+"""A simulated competition: the same bytes for any number of workers, Kaggle's own shapes, true signals."""
 import hashlib
 
 import numpy as np
@@ -6,17 +6,18 @@ import pandas as pd
 import pytest
 import torch
 
+from hms_hbac.core import CHANNELS, CLASSES, PANELS, SPEC_FREQUENCIES, VOTES, DataError, spectrogram_columns
 from hms_hbac.data.competition import Competition, events
-from hms_hbac.core import CHANNELS, CLASSES, DataError, PANELS, SPEC_FREQUENCIES, VOTES, spectrogram_columns
+from hms_hbac.signal.spectrogram import host_spectrogram
 from hms_hbac.simulate.competition import fingerprint, plan, simulate, spectrogram_table, summary, tables
 from hms_hbac.simulate.votes import floor
-from hms_hbac.signal.spectrogram import host_spectrogram
 
 SMALL = dict(patients=3, test_patients=1, seed=5, recordings_per_patient=.6, progress=False)
 
 
 def hashes(folder):
-    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("*")) if p.is_file()}
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
 @pytest.fixture(scope="module")
@@ -81,18 +82,21 @@ def test_patients_and_ids(comp_dir):
 
 def test_offsets_lie_inside_the_files(comp_dir):
     train = pd.read_csv(comp_dir / "train.csv")
-    assert (train.eeg_label_offset_seconds % 2 == 0).all() and (train.groupby("eeg_id").eeg_label_offset_seconds.min() == 0).all()
+    assert (train.eeg_label_offset_seconds % 2 == 0).all()
+    assert (train.groupby("eeg_id").eeg_label_offset_seconds.min() == 0).all()
     import pyarrow.parquet as pq
+    def rows(kind, number): return pq.read_metadata(comp_dir / f"train_{kind}s/{number}.parquet").num_rows
     for eeg_id, last in train.groupby("eeg_id").eeg_label_offset_seconds.max().items():
-        assert pq.read_metadata(comp_dir / f"train_eegs/{eeg_id}.parquet").num_rows == (50 + last) * 200
-    for spectrogram_id, last in train.groupby("spectrogram_id").spectrogram_label_offset_seconds.max().items():
-        assert pq.read_metadata(comp_dir / f"train_spectrograms/{spectrogram_id}.parquet").num_rows == (600 + last) / 2
+        assert rows("eeg", eeg_id) == (50 + last) * 200
+    for number, last in train.groupby("spectrogram_id").spectrogram_label_offset_seconds.max().items():
+        assert rows("spectrogram", number) == (600 + last) / 2
 
 
 def test_columns_and_dtypes(comp_dir):
     eeg = pd.read_parquet(next((comp_dir / "test_eegs").glob("*")))
     spectrogram = pd.read_parquet(next((comp_dir / "test_spectrograms").glob("*")))
-    assert eeg.shape == (10_000, 20) and list(eeg) == list(CHANNELS) and set(eeg.dtypes.astype(str)) == {"float32"}
+    assert eeg.shape == (10_000,
+                         20) and list(eeg) == list(CHANNELS) and set(eeg.dtypes.astype(str)) == {"float32"}
     assert spectrogram.shape == (300, 401) and list(spectrogram) == ["time", *spectrogram_columns()]
     assert spectrogram.time.dtype == "int64" and set(spectrogram.dtypes[1:].astype(str)) == {"float32"}
     sample = pd.read_csv(comp_dir / "sample_submission.csv")
@@ -114,7 +118,8 @@ def test_files_equal_the_real_ones_in_columns_and_dtypes(comp_dir, real):
 def test_truth_joins_the_events_one_to_one(comp_dir):
     truth, train = pd.read_parquet(comp_dir / "truth.parquet"), Competition(comp_dir).train
     mine = truth[truth.split == "train"]
-    joined = events(train).merge(mine, on=["eeg_id", *VOTES], how="outer", indicator=True, suffixes=("", "_truth"))
+    joined = events(train).merge(mine, on=["eeg_id", *VOTES], how="outer", indicator=True,
+                                 suffixes=("", "_truth"))
     assert (joined._merge == "both").all() and (joined.n_votes == joined.n_votes_truth).all()
     assert np.allclose(truth[list(CLASSES)].sum(axis=1), 1)
     assert mine.merge(train, on=["eeg_id", "eeg_sub_id", "label_id"]).shape[0] == len(mine)
@@ -130,7 +135,8 @@ def test_counts_follow_the_real_ones_and_classes_are_spread():
     assert abs(len(event) / files - 1.15) < .06 and abs(len(rows) / files - 6.25) < 2
     assert abs(files / rows.spectrogram_id.nunique() - 1.53) < .12
     assert 52 <= 50 + rows.groupby("eeg_id").eeg_label_offset_seconds.max().median() <= 60
-    default = tables(plan(60, 12, 1), 1)[0]                             # the default size: every class in several patients
+    default = tables(plan(60, 12, 1),
+                     1)[0]                             # the default size: every class in several patients
     assert default.groupby("expert_consensus").patient_id.nunique().min() >= 5
 
 
@@ -139,7 +145,8 @@ def test_floor_lies_between_zero_and_the_mean_vote():
     s = floor(truth[truth.split == "train"])
     assert 0 < s["floor_experts"] < .25 * s["mean_vote_experts"] and s["floor"] < .5 * s["mean_vote"]
     assert s["floor"] == pytest.approx(s["expected_floor"], abs=.05)
-    sure = pd.DataFrame([[0, 0, 12, 0, 0, 0]], columns=list(VOTES)).assign(n_votes=12, **dict(zip(CLASSES, (0., 0., 1., 0., 0., 0.))))
+    sure = pd.DataFrame([[0, 0, 12, 0, 0, 0]], columns=list(VOTES)).assign(n_votes=12)
+    sure[list(CLASSES)] = (0., 0., 1., 0., 0., 0.)
     assert floor(sure)["floor"] == floor(sure)["expected_floor"] == 0
 
 
@@ -152,7 +159,7 @@ def test_spectrogram_file_of_a_sinusoid():
     power = table.iloc[150, 1:].to_numpy(float).reshape(4, 100)
     assert abs(SPEC_FREQUENCIES[power[PANELS.index("LL")].argmax()] - 10) < .6
     assert power[[PANELS.index(p) for p in ("RL", "LP", "RP")]].max() < 1e-3
-    density = 50 ** 2 / 4 / 2                       # two-sided mean square of the sine, in two of four differences
+    density = 50 ** 2 / 4 / 2             # two-sided mean square of the sine, in two of four differences
     assert power[PANELS.index("LL")].sum() * 200 / 1024 == pytest.approx(density, rel=.05)
 
 

@@ -60,8 +60,8 @@ def test_quota():
 
 
 def counts(table):
-    events = table.drop_duplicates(["eeg_id", *VOTES])[list(VOTES)].to_numpy()
-    return events, np.bincount(events.sum(1), minlength=30) / len(events), np.bincount(events.argmax(1), minlength=6) / len(events)
+    votes = table.drop_duplicates(["eeg_id", *VOTES])[list(VOTES)].to_numpy()
+    return votes, *(np.bincount(k, minlength=30) / len(votes) for k in (votes.sum(1), votes.argmax(1)))
 
 
 def test_events_are_counted_as_in_the_real_table(real):
