@@ -56,7 +56,7 @@ def simulate(
     preset: Annotated[str | None, typer.Option(help="bench-s (300 patients) or bench-m (1,950)")] = None,
     realism: Annotated[Path | None, typer.Option(help="clones of the hosts' repositories: measure")] = None,
 ):
-    "Write a simulated competition in Kaggle's files, with the truth behind its votes; or measure its realism."
+    "Write a simulated competition in Kaggle's files, with the truth behind its votes; or measure realism."
     if realism: return print_realism(realism, workers)
     from hms_hbac.simulate.competition import PRESETS, simulate, summary
     if out is None: raise typer.BadParameter("name a folder to write, or --realism FOLDER")
