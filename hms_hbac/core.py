@@ -14,7 +14,7 @@ import ast
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -37,7 +37,8 @@ CHAINS = {"LL": ("Fp1", "F7", "T3", "T5", "O1"), "LP": ("Fp1", "F3", "C3", "P3",
 
 # %% ../nbs/00_core.ipynb #98680685
 POSITIONS = {"Fp1": (-.31, .95), "Fp2": (.31, .95), "F7": (-.81, .59), "F8": (.81, .59), "F3": (-.40, .52),
-             "F4": (.40, .52), "Fz": (0, .50), "T3": (-1, 0), "T4": (1, 0), "C3": (-.50, 0), "C4": (.50, 0), "Cz": (0, 0),
+             "F4": (.40, .52), "Fz": (0, .50), "T3": (-1, 0), "T4": (1, 0),
+             "C3": (-.50, 0), "C4": (.50, 0), "Cz": (0, 0),
              "T5": (-.81, -.59), "T6": (.81, -.59), "P3": (-.40, -.52), "P4": (.40, -.52), "Pz": (0, -.50),
              "O1": (-.31, -.95), "O2": (.31, -.95)}
 
@@ -136,7 +137,7 @@ PLAIN = (int, float)
 
 
 def literal(value):
-    "A constant of an expression: text, number, True, False or None; `ValueError` for others and for numbers beyond 64 bits."
+    "A constant of an expression: text, number, True, False or None; `ValueError` for what else there is."
     if value is None or isinstance(value, (str, bool)): return value
     if not isinstance(value, PLAIN) or not abs(value) < 2**63: raise ValueError("not a plain number or text")
     return value
@@ -144,7 +145,8 @@ def literal(value):
 
 def combine(sign, a, b):
     "`a + b` or `a * b` of numbers, or of what is no text and no list (losses, say)."
-    if isinstance(a, (str, list)) or isinstance(b, (str, list)): raise ValueError("texts and lists are not added or multiplied")
+    if isinstance(a, (str, list)) or isinstance(b, (str, list)):
+        raise ValueError("texts and lists are not added or multiplied")
     result = a + b if isinstance(sign, ast.Add) else a * b
     return literal(result) if isinstance(result, PLAIN) else result
 
@@ -160,20 +162,26 @@ def built(n, names, depth=0):
         value = inner(n.operand)
         if not isinstance(value, PLAIN): raise ValueError("only a number has a sign")
         return -value
-    if isinstance(n, ast.BinOp) and isinstance(n.op, (ast.Add, ast.Mult)): return combine(n.op, inner(n.left), inner(n.right))
+    if isinstance(n, ast.BinOp) and isinstance(n.op, (ast.Add, ast.Mult)):
+        return combine(n.op, inner(n.left), inner(n.right))
     if not isinstance(n, ast.Call) or not isinstance(n.func, ast.Name): raise ValueError("cannot read this")
     if n.func.id not in names: raise ValueError(f"unknown name {n.func.id!r}")
     if any(k.arg is None for k in n.keywords): raise ValueError("cannot read **")
     return names[n.func.id](*map(inner, n.args), **{k.arg: inner(k.value) for k in n.keywords})
 
 
-def parse(text: str, names: dict, where="expression"):
-    "Build the object that `text` describes, from calls of `names` (dict name -> callable) and literals alone; else `RecipeError`."
+def parse(text: str,
+          names: dict[str, Callable],     # what may be called
+          where: str = "expression",      # the place that an error names
+          ):
+    "Build the object that `text` describes, from calls of `names` and literals alone; else `RecipeError`."
     shown = repr(text if len(str(text)) <= 200 else f"{str(text)[:200]}...")
     try:
-        if not isinstance(text, str) or len(text) > LONGEST: raise ValueError(f"no text of up to {LONGEST} characters")
+        if not isinstance(text, str) or len(text) > LONGEST:
+            raise ValueError(f"no text of up to {LONGEST} characters")
         return built(ast.parse(text.strip(), mode="eval").body, names)
     except HmsError: raise
     except (Exception, RecursionError, MemoryError) as e:
-        what = "cannot read, nested too deeply" if isinstance(e, (RecursionError, MemoryError)) else f"cannot read: {e}"
+        deep = isinstance(e, (RecursionError, MemoryError))
+        what = "cannot read, nested too deeply" if deep else f"cannot read: {e}"
         raise RecipeError(f"{what} in {shown}", where=where, cure=f"use {', '.join(sorted(names))}") from None

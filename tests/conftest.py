@@ -33,5 +33,5 @@ def pytest_terminal_summary(terminalreporter):
     skipped = terminalreporter.stats.get("skipped", [])
     lacking = [r for r in skipped if "no Chromium" in str(r.longrepr)]
     if lacking:
-        terminalreporter.write_line(f"{len(lacking)} browser tests were skipped; this brings them on Debian or Ubuntu: "
-                                    "apt-get install chromium")
+        terminalreporter.write_line(f"{len(lacking)} browser tests were skipped; on Debian or Ubuntu "
+                                    "this brings them: apt-get install chromium")

@@ -35,7 +35,8 @@ def test_broken_links_are_named(tmp_path):
         '<a href="api/core.html#hms_hbac.core">x</a> <a href="gone.html">y</a> <img src="none.png"> '
         '<a href="https://example.org/">z</a>')
     (tmp_path / "api/core.html").write_text(
-        '<h2 id="hms_hbac.core">core</h2> <a href="../index.html#nowhere">back</a> <a href="#hms_hbac.core">here</a>')
+        '<h2 id="hms_hbac.core">core</h2> <a href="../index.html#nowhere">back</a> '
+        '<a href="#hms_hbac.core">here</a>')
     assert docs.broken_links(tmp_path) == ["api/core.html: ../index.html#nowhere leads to no anchor",
                                            "index.html: gone.html leads to no file",
                                            "index.html: none.png leads to no file"]

@@ -22,16 +22,16 @@ ANSWERED = {"Select Kernel", "Restart Kernel?"}              # dialogs that are 
 LOOK = """(() => {
   const panel = window.jupyterapp?.shell.currentWidget, dialog = document.querySelector('.jp-Dialog');
   const ready = panel?.context?.isReady && panel.sessionContext?.isReady;
-  return {app: !!window.jupyterapp, ended: window.ended ?? false, open: panel?.context?.isReady && panel.context.path,
-          path: ready && panel.context.path,
+  return {app: !!window.jupyterapp, ended: window.ended ?? false, path: ready && panel.context.path,
+          open: panel?.context?.isReady && panel.context.path,
           kernel: ready && panel.sessionContext.session?.kernel?.status,
           dialog: dialog?.querySelector('.jp-Dialog-header')?.textContent, says: dialog?.innerText};
 })()"""
 CELLS = """[...window.jupyterapp.shell.currentWidget.content.model.cells].map((cell, i) => (
   {number: i, code: cell.type == 'code', source: cell.sharedModel.getSource(), count: cell.executionCount,
    outputs: cell.type == 'code' ? cell.outputs.toJSON() : []}))"""
-OPEN = """window.jupyterapp.commands.execute('docmanager:open', {{path: '{}', kernelPreference: {{shouldStart: {}}}}})
-  .then(() => 1)"""
+OPEN = """window.jupyterapp.commands.execute('docmanager:open',
+  {{path: '{}', kernelPreference: {{shouldStart: {}}}}}).then(() => 1)"""
 RUN_ALL = """(() => {
 const commands = window.jupyterapp.commands;
 window.ended = false;
