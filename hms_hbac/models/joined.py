@@ -18,7 +18,8 @@ class Joined(nn.Module):
     6).
 
     `parts`: networks with `shape`, `features` (how many) and `vector(x)`, such as `ImageModel` and `WaveNet`;
-    `shape`: (1, rows, width) as the view `Bundle` lays their pictures."""
+    `shape`: (1, rows, width) as the view `Bundle` lays their pictures, or (parts, H, W) with a channel for
+    each."""
     def __init__(self, parts, shape: tuple, auxiliary: bool = False, dropout: float = 0.):
         super().__init__()
         self.parts, self.shape = nn.ModuleList(parts), tuple(shape)
@@ -29,8 +30,11 @@ class Joined(nn.Module):
         self.head = nn.Linear(sum(p.features for p in parts), len(CLASSES))
 
     def forward(self, x):
-        pieces = zip(self.parts, x[:, 0].split(self.lines, 1), strict=True)
-        vectors = [p.vector(unpacked(piece, p.shape)) for p, piece in pieces]
+        if self.shape[0] > 1: pieces = x.split(1, 1)                # a channel for each part
+        else:
+            pieces = [unpacked(y, p.shape) for p, y in zip(self.parts, x[:, 0].split(self.lines, 1),
+                                                           strict=True)]
+        vectors = [p.vector(piece) for p, piece in zip(self.parts, pieces, strict=True)]
         logits = self.head(self.dropout(torch.cat(vectors, 1)))
         if not (self.auxiliary and self.training): return logits
         own = [p.head(self.dropout(v)) for p, v in zip(self.parts, vectors, strict=True)]

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Votes', 'Count', 'Share', 'Positive', 'Net', 'Part', 'later', 'settled', 'TimmNet', 'image', 'AudioNet', 'sequence',
-           'GruNet', 'WaveNetNet', 'SqueezeNet', 'ConvNet1d', 'DrawnNet', 'JoinedNet', 'build_net']
+           'GruNet', 'WaveNetNet', 'SqueezeNet', 'ConvNet1d', 'DrawnNet', 'SidesNet', 'VolumeNet', 'TiledNet',
+           'JoinedNet', 'build_net']
 
 # %% ../../nbs/07_models/08_nets.ipynb #131d716a
 from typing import Annotated, Literal
@@ -16,7 +17,8 @@ from ..core import RecipeError
 from .image import AST, ImageModel
 from .joined import Joined
 from .sequence import WaveNet, resnet1d_gru
-from .winners import EfficientNet1d, SharedConvPicture, Squeezeformer, WavePicture
+from .winners import X3D, EfficientNet1d, LeftRightEncoder, SharedConvPicture, Squeezeformer
+from .winners import TiledPictures, WavePicture
 
 # %% ../../nbs/07_models/08_nets.ipynb #fce9898d
 class Part(BaseModel):
@@ -172,6 +174,42 @@ class DrawnNet(Part):
         pictures = [self.image.build((1, self.height, self.width)) for _ in range(2)]
         return SharedConvPicture(pictures, channels, samples, self.filters[0])
 
+# %% ../../nbs/07_models/08_nets.ipynb #7cc10b01
+class SidesNet(Part):
+    "One encoder for both sides of the head."
+    kind: Literal["left_right"]
+    hidden: Count = 64
+    depth: Count = 2
+    kernels: Annotated[list[Count], Field(min_length=1)] = [3, 3, 5, 5, 3]
+    dropout: Share = 0.1
+
+    def build(self, shape: tuple) -> nn.Module:
+        return LeftRightEncoder(*sequence(self, shape), **self.model_dump(exclude={"kind"}))
+
+
+class VolumeNet(Part):
+    "X3D on the volume of all signals' spectra."
+    kind: Literal["x3d"]
+    depths: Annotated[list[Count], Field(min_length=4, max_length=4)] = [5, 10, 25, 15]
+    widths: Annotated[list[Count], Field(min_length=4, max_length=4)] = [24, 48, 96, 192]
+    hidden: Count = 2048
+    dropout: Share = 0.5
+
+    def build(self, shape: tuple) -> nn.Module:
+        return X3D(image(self, shape), **self.model_dump(exclude={"kind"}))
+
+# %% ../../nbs/07_models/08_nets.ipynb #7cc10b02
+class TiledNet(Part):
+    "Mels of every signal and the host's panels, tiled into one picture of two channels."
+    kind: Literal["tiled"]
+    image: TimmNet = TimmNet()
+
+    def build(self, shape: tuple, parts: list = ()) -> nn.Module:
+        if len(parts) != 2:
+            raise RecipeError("net 'tiled' reads mels and panels", where="net",
+                              cure="a view Bundle(Spectra(...), Channels(...))")
+        return TiledPictures(self.image.build(TiledPictures.size(parts[0])), shape, parts)
+
 # %% ../../nbs/07_models/08_nets.ipynb #cb0f4488
 class JoinedNet(Part):
     "A network for each picture of a `Bundle`, and one last layer."
@@ -183,18 +221,22 @@ class JoinedNet(Part):
     dropout: Share = 0.0
 
     def build(self, shape: tuple, parts: list = ()) -> nn.Module:
+        # a channel for each
+        if not parts and shape[0] == len(self.parts): parts = [(1, *shape[1:])] * shape[0]
         if len(parts) != len(self.parts):
-            what = f"net 'joined' has {len(self.parts)} parts, but the view bundles {len(parts) or 'nothing'}"
+            what = f"net 'joined' has {len(self.parts)} parts, but the view shows {len(parts) or shape[0]}"
             raise RecipeError(what, where="net.parts",
-                              cure="write the view as Bundle(a, b, ...), a view for each part")
+                              cure="write the view as Bundle(a, b, ...) or Stacked(a, b, ...)")
         nets = [p.build(s) for p, s in zip(self.parts, parts, strict=True)]
         return Joined(nets, shape, self.auxiliary, self.dropout)
 
 
-Net = Annotated[TimmNet | AudioNet | GruNet | WaveNetNet | SqueezeNet | ConvNet1d | DrawnNet | JoinedNet,
+Net = Annotated[TimmNet | AudioNet | GruNet | WaveNetNet | SqueezeNet | ConvNet1d | DrawnNet | SidesNet | VolumeNet |
+                TiledNet | JoinedNet,
                 Field(discriminator="kind")]
 
 
 def build_net(net: Part, view) -> nn.Module:
     "The network of a recipe for a view (`shape`, and for a joined network `parts`)."
-    return net.build(view.shape, view.parts) if hasattr(net, "parts") else net.build(view.shape)
+    if net.kind not in ("joined", "tiled"): return net.build(view.shape)
+    return net.build(view.shape, getattr(view, "parts", []))

@@ -156,7 +156,9 @@ def tiny_net(net: dict):
     if net["kind"] == "ast": net["backbone"] = "test_vit"
     if net["kind"] == "resnet1d_gru": net.update(hidden=32)
     if net["kind"] == "squeezeformer": net.update(dim=32, layers=1, kernel=11)
-    if net["kind"] == "efficientnet1d": net.update(hidden=16, depth=1)
+    if net["kind"] in ("efficientnet1d", "left_right"): net.update(hidden=16, depth=1)
+    if net["kind"] == "x3d": net.update(depths=[1, 1, 1, 1], widths=[8, 16, 16, 16], hidden=64)
+    if net["kind"] == "tiled": net.update(image=tiny_net(net["image"]))
     if net["kind"] == "drawn":
         net.update(image=tiny_net(net["image"]), filters=net["filters"][:2], height=64, width=96)
     return net
@@ -232,7 +234,7 @@ def without_downloads(net):
 def net_name(net):
     "A network in one word: the backbone's or the kind's; the parts' joined by +."
     if hasattr(net, "parts"): return " + ".join(map(net_name, net.parts))
-    if hasattr(net, "image"): return f"{net.stacking} -> {net.image.backbone}"
+    if hasattr(net, "image"): return f"{getattr(net, 'stacking', net.kind)} -> {net.image.backbone}"
     return getattr(net, "backbone", net.kind)
 
 # %% ../../nbs/07_models/10_recipe.ipynb #2307fcdc

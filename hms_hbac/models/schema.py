@@ -127,17 +127,20 @@ def check_stage(stage: Stage):
     return stage
 
 # %% ../../nbs/07_models/09_schema.ipynb #bb3ab32c
-SEQUENCE_NETS = ("resnet1d_gru", "wavenet", "squeezeformer", "efficientnet1d", "drawn")
+SEQUENCE_NETS = ("resnet1d_gru", "wavenet", "squeezeformer", "efficientnet1d", "drawn", "left_right")
 PACK_NETS = ("joined",)
 
 
 def check_shape(net: Part, shape: tuple, parts: list = ()):
     "`ValueError` where a network cannot read what a view of `shape` (and `parts`, if it bundles) makes."
     if net.kind in PACK_NETS:
+        parts = parts or ([(1, *shape[1:])] * shape[0] if shape[0] == len(net.parts) else [])
         if len(parts) != len(net.parts):
             raise ValueError(f"net {net.kind!r} has {len(net.parts)} parts "
                              "and needs a view Bundle(...) of as many views")
         for p, s in zip(net.parts, parts, strict=True): check_shape(p, s)
+    elif net.kind == "tiled":
+        if len(parts) != 2: raise ValueError("net 'tiled' needs a view Bundle(mels, panels)")
     elif net.kind in SEQUENCE_NETS and len(shape) != 2:
         raise ValueError(f"net {net.kind!r} reads a sequence (C, T), but the view gives an image {shape}")
     elif net.kind not in SEQUENCE_NETS and len(shape) != 3:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['rotated', 'Attention', 'Convolve', 'SqueezeBlock', 'Squeezeformer', 'MBConv1d', 'EfficientNet1d', 'WavePicture',
-           'SharedConvPicture']
+           'SharedConvPicture', 'LeftRightEncoder', 'VolumeBlock', 'X3D', 'TiledPictures']
 
 # %% ../../nbs/07_models/07_winners.ipynb #acda4b60
 import torch
@@ -14,6 +14,7 @@ from torch import nn
 from ..core import CLASSES, RecipeError
 from .image import GeM
 from .sequence import WaveBlock, glorot_start
+from ..views.transforms import unpacked
 
 # %% ../../nbs/07_models/07_winners.ipynb #bd3d4b5c
 def rotated(x):
@@ -189,3 +190,114 @@ class SharedConvPicture(nn.Module):
         if not self.training: return logits
         return torch.stack([logits, *(image.head(v) for image, v in zip(self.images, vectors, strict=True))],
                            1)
+
+# %% ../../nbs/07_models/07_winners.ipynb #7cc10a02
+class LeftRightEncoder(nn.Module):
+    """(B, 4k, T) -> logits (B,6): k signals of the left, k of the right, then their 2k qualities (view
+    `LeftRight`).
+    The same answer when the sides swap."""
+    def __init__(self, in_channels: int = 40, samples: int = 512, hidden: int = 64, depth: int = 2,
+                 kernels=(3, 3, 5, 5, 3), dropout: float = 0.1):
+        super().__init__()
+        if in_channels % 4: raise RecipeError(f"{in_channels} channels are no two sides with their qualities")
+        self.shape, self.features = (in_channels, samples), 3 * hidden
+        self.stem = nn.Sequential(nn.Conv2d(in_channels // 2, hidden, (1, 3), (1, 2), (0, 1), bias=False),
+                                  nn.BatchNorm2d(hidden), nn.SiLU())
+        self.blocks = nn.Sequential(*[MBConv1d(hidden, k, 2 if i == 0 and n < 4 else 1)
+                                      for n, k in enumerate(kernels) for i in range(depth)])
+        self.pool, self.dropout = GeM(), nn.Dropout(dropout)
+        self.head = nn.Sequential(nn.Linear(3 * hidden, hidden), nn.SiLU(), nn.Linear(hidden, len(CLASSES)))
+
+    def sides(self, x):
+        "Two maps (B, hidden, T'): the left and the right side through the same encoder."
+        left, right, good_left, good_right = x.chunk(4, 1)
+        both = torch.cat([torch.cat([left, good_left], 1), torch.cat([right, good_right], 1)])
+        return self.blocks(self.stem(both.unsqueeze(2))).squeeze(2).chunk(2)
+
+    def vector(self, x):
+        "(B, `features`): larger, smaller, alike."
+        a, b = self.sides(x)
+        alike = F.cosine_similarity(a.float(), b.float(), dim=2)
+        return self.dropout(torch.cat([self.pool(torch.maximum(a, b)), self.pool(torch.minimum(a, b)), alike],
+                                      1))
+
+    def forward(self, x): return self.head(self.vector(x))
+
+# %% ../../nbs/07_models/07_winners.ipynb #7cc10a05
+class VolumeBlock(nn.Module):
+    "X3D's bottleneck, (B,C,D,H,W) -> (B,F,D,H/s,W/s): widen, 3x3x3 channel by channel, gate, narrow."
+    def __init__(self, channels: int, filters: int, stride: int, gated: bool):
+        super().__init__()
+        wide = int(2.25 * filters)
+        squeeze = max(8, (wide // 16 + 7) // 8 * 8)
+        gate = nn.Sequential(nn.AdaptiveAvgPool3d(1), nn.Conv3d(wide, squeeze, 1), nn.ReLU(),
+                             nn.Conv3d(squeeze, wide, 1), nn.Sigmoid())
+        self.open = nn.Sequential(
+            nn.Conv3d(channels, wide, 1, bias=False), nn.BatchNorm3d(wide), nn.ReLU(),
+            nn.Conv3d(wide, wide, 3, (1, stride, stride), 1, groups=wide, bias=False), nn.BatchNorm3d(wide))
+        self.gate = gate if gated else None
+        self.close = nn.Sequential(nn.SiLU(), nn.Conv3d(wide, filters, 1, bias=False),
+                                   nn.BatchNorm3d(filters))
+        same = stride == 1 and channels == filters
+        self.skip = nn.Identity() if same else nn.Sequential(
+            nn.Conv3d(channels, filters, 1, (1, stride, stride), bias=False), nn.BatchNorm3d(filters))
+
+    def forward(self, x):
+        y = self.open(x)
+        return F.relu(self.skip(x) + self.close(y if self.gate is None else y * self.gate(y)))
+
+# %% ../../nbs/07_models/07_winners.ipynb #7cc10a06
+class X3D(nn.Module):
+    """(B, signals, H, W) -> logits (B,6): X3D on the volume of all signals' spectra (Feichtenhofer,
+    arXiv:2004.04730)."""
+    def __init__(self, shape: tuple, depths=(5, 10, 25, 15), widths=(24, 48, 96, 192), hidden: int = 2048,
+                 dropout: float = 0.5):
+        super().__init__()
+        self.shape, last = tuple(shape), int(2.25 * widths[-1])
+        self.stem = nn.Sequential(
+            nn.Conv3d(1, widths[0], (1, 3, 3), (1, 2, 2), (0, 1, 1), bias=False),
+            nn.Conv3d(widths[0], widths[0], (5, 1, 1), padding=(2, 0, 0), groups=widths[0], bias=False),
+            nn.BatchNorm3d(widths[0]), nn.ReLU())
+        plan = [(c, f, 2 if i == 0 else 1, i % 2 == 0) for c, f,
+                n in zip((widths[0], *widths[:-1]), widths, depths, strict=True)
+                for i, c in enumerate([c] + [f] * (n - 1))]
+        self.blocks = nn.Sequential(*[VolumeBlock(*block) for block in plan])
+        self.tail = nn.Sequential(nn.Conv3d(widths[-1], last, 1, bias=False), nn.BatchNorm3d(last), nn.ReLU(),
+                                  nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(last, hidden,
+                                                                                   bias=False), nn.ReLU())
+        self.features, self.dropout, self.head = hidden, nn.Dropout(dropout), nn.Linear(hidden, len(CLASSES))
+
+    def vector(self, x):
+        "(B, `features`): what the last layer reads."
+        return self.dropout(self.tail(self.blocks(self.stem(x.unsqueeze(1)))))
+
+    def forward(self, x): return self.head(self.vector(x))
+
+# %% ../../nbs/07_models/07_winners.ipynb #7cc10a09
+class TiledPictures(nn.Module):
+    """Mels (16, h, w) and panels (4, H, W) in a `Bundle` -> logits (B,6): one picture of two channels for
+    `image`."""
+    def __init__(self, image: nn.Module, shape: tuple, parts: list, rows: int = 8):
+        super().__init__()
+        (n, h, w), (c, _, _) = self.parts = [tuple(p) for p in parts]
+        self.shape, self.rows, self.image, self.features = tuple(shape), rows, image, image.features
+        self.lines = [p[0] * p[1] for p in parts]
+        self.spread = nn.Sequential(nn.Conv2d(c, n, 1), nn.BatchNorm2d(n), nn.SiLU(),
+                                    nn.Conv2d(n, n, 3, padding=1))
+
+    @staticmethod
+    def size(part: tuple, rows: int = 8):
+        "The shape of the picture that mels of shape `part` make."
+        return 2, rows * part[1], part[0] // rows * part[2]
+
+    def picture(self, x):
+        "(B, 2, rows * h, columns * w)."
+        pieces = x[:, 0].split(self.lines, 1)
+        mels, panels = (unpacked(piece, p) for piece, p in zip(pieces, self.parts, strict=True))
+        panels = F.interpolate(self.spread(panels), size=self.parts[0][1:], mode="bilinear",
+                               align_corners=False)
+        both = torch.stack([mels, panels], 1).unflatten(2, (self.rows, -1))
+        return both.permute(0, 1, 2, 4, 3, 5).flatten(4, 5).flatten(2, 3)
+
+    def vector(self, x): return self.image.vector(self.picture(x))
+    def forward(self, x): return self.image(self.picture(x))
