@@ -17,8 +17,15 @@ from ..core import RecipeError
 from .image import AST, ImageModel
 from .joined import Joined
 from .sequence import WaveNet, resnet1d_gru
-from .winners import X3D, EfficientNet1d, LeftRightEncoder, SharedConvPicture, Squeezeformer
-from .winners import TiledPictures, WavePicture
+from hms_hbac.models.winners import (
+    X3D,
+    EfficientNet1d,
+    LeftRightEncoder,
+    SharedConvPicture,
+    Squeezeformer,
+    TiledPictures,
+    WavePicture,
+)
 
 # %% ../../nbs/07_models/08_nets.ipynb #fce9898d
 class Part(BaseModel):
@@ -231,9 +238,8 @@ class JoinedNet(Part):
         return Joined(nets, shape, self.auxiliary, self.dropout)
 
 
-Net = Annotated[TimmNet | AudioNet | GruNet | WaveNetNet | SqueezeNet | ConvNet1d | DrawnNet | SidesNet | VolumeNet |
-                TiledNet | JoinedNet,
-                Field(discriminator="kind")]
+Net = Annotated[TimmNet | AudioNet | GruNet | WaveNetNet | SqueezeNet | ConvNet1d | DrawnNet | SidesNet |
+                VolumeNet | TiledNet | JoinedNet, Field(discriminator="kind")]
 
 
 def build_net(net: Part, view) -> nn.Module:

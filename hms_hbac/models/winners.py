@@ -84,8 +84,7 @@ class Squeezeformer(nn.Module):
         self.blocks = nn.Sequential(*[SqueezeBlock(dim, heads, kernel, dropout) for _ in range(layers)])
         self.pool, self.head = GeM(), nn.Linear(dim, len(CLASSES))
 
-    def vector(self, x):
-        "(B, `features`): what the last layer reads."
+    def vector(self, x):         # (B, `features`): what the last layer reads
         return self.pool(self.blocks(self.stem(x).transpose(1, 2)).transpose(1, 2))
 
     def forward(self, x): return self.head(self.vector(x))
@@ -133,8 +132,7 @@ class EfficientNet1d(nn.Module):
         "(B, hidden, chains, T'): what each chain shows; a permutation of the chains permutes it."
         return self.blocks(self.stem(x.unflatten(1, (self.chains, -1)).transpose(1, 2)))
 
-    def vector(self, x):
-        "(B, `features`): what the last layers read."
+    def vector(self, x):         # (B, `features`): what the last layers read
         return self.dropout(self.pool(self.join(self.maps(x))))
 
     def forward(self, x): return self.head(self.vector(x))
@@ -214,8 +212,7 @@ class LeftRightEncoder(nn.Module):
         both = torch.cat([torch.cat([left, good_left], 1), torch.cat([right, good_right], 1)])
         return self.blocks(self.stem(both.unsqueeze(2))).squeeze(2).chunk(2)
 
-    def vector(self, x):
-        "(B, `features`): larger, smaller, alike."
+    def vector(self, x):         # (B, `features`): larger, smaller, alike
         a, b = self.sides(x)
         alike = F.cosine_similarity(a.float(), b.float(), dim=2)
         return self.dropout(torch.cat([self.pool(torch.maximum(a, b)), self.pool(torch.minimum(a, b)), alike],
@@ -258,17 +255,15 @@ class X3D(nn.Module):
             nn.Conv3d(1, widths[0], (1, 3, 3), (1, 2, 2), (0, 1, 1), bias=False),
             nn.Conv3d(widths[0], widths[0], (5, 1, 1), padding=(2, 0, 0), groups=widths[0], bias=False),
             nn.BatchNorm3d(widths[0]), nn.ReLU())
-        plan = [(c, f, 2 if i == 0 else 1, i % 2 == 0) for c, f,
-                n in zip((widths[0], *widths[:-1]), widths, depths, strict=True)
-                for i, c in enumerate([c] + [f] * (n - 1))]
+        stages = zip((widths[0], *widths[:-1]), widths, depths, strict=True)
+        plan = [(f if i else c, f, 1 if i else 2, i % 2 == 0) for c, f, n in stages for i in range(n)]
         self.blocks = nn.Sequential(*[VolumeBlock(*block) for block in plan])
         self.tail = nn.Sequential(nn.Conv3d(widths[-1], last, 1, bias=False), nn.BatchNorm3d(last), nn.ReLU(),
                                   nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(last, hidden,
                                                                                    bias=False), nn.ReLU())
         self.features, self.dropout, self.head = hidden, nn.Dropout(dropout), nn.Linear(hidden, len(CLASSES))
 
-    def vector(self, x):
-        "(B, `features`): what the last layer reads."
+    def vector(self, x):         # (B, `features`): what the last layer reads
         return self.dropout(self.tail(self.blocks(self.stem(x.unsqueeze(1)))))
 
     def forward(self, x): return self.head(self.vector(x))
