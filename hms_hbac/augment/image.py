@@ -55,7 +55,7 @@ class Autocontrast(Augment):
             new[..., a:b, c:d] = pick(on[:, i], y, v)
         return {"image": new}
 
-
+# %% ../../nbs/06_augment/02_image.ipynb #097204ec
 def panel_areas(augment, x):
     """((first row, end row), (first column, end column)) of each panel: the view's tiles, or `panels` above
     one another in each block."""
@@ -100,7 +100,7 @@ def affine(x, angle, scale, move):
         return F.grid_sample(x.float(), F.affine_grid(theta, x.shape, align_corners=False),
                              align_corners=False)
 
-
+# %% ../../nbs/06_augment/02_image.ipynb #a81a19bb
 class ShiftScaleRotate(ImageAugment):
     """Shift by up to `shift` of each side, scale by up to `scale`, rotate by up to `rotate` degrees;
     bilinear, zero outside."""
@@ -137,7 +137,7 @@ class PadRandomCrop(ImageAugment):
 
 # %% ../../nbs/06_augment/02_image.ipynb #fba84f1f
 class TimeMask(ImageAugment):
-    "Set `masks` (least, most) bands of `length` (least, most) columns to `fill`."
+    "Set `masks` (least, most) bands of `length` (least, most) columns to `fill` (arXiv:1904.08779)."
     axis = -1
     def __init__(self, p=.5, masks=(1, 10), length=(5, 10), fill=0.):
         super().__init__(p, masks=masks, length=length, fill=fill)
@@ -200,7 +200,7 @@ class DropSignals(ImageAugment):
 # %% ../../nbs/06_augment/02_image.ipynb #d431cd98
 class Mixup(Augment):
     """Mix a sample with a random partner of the batch, weight Beta(`alpha`, `alpha`): image, target and
-    n_votes alike."""
+    n_votes alike. Zhang et al., arXiv:1710.09412."""
     moves = False
     def __init__(self, p=.3, alpha=.5): super().__init__(p, alpha=alpha)
 
@@ -237,7 +237,7 @@ def column_times(blocks, n, device):
 # %% ../../nbs/06_augment/02_image.ipynb #424d3d71
 class ClassCutmix(Augment):
     """With chance `p` per batch: paste a time strip from another sample of the same class (share >=
-    `threshold`), one strip per class."""
+    `threshold`), one strip per class. After CutMix, arXiv:1905.04899."""
     def __init__(self, p=.4, threshold=.5, size=(25, 75), starts=((0, 50), (175, 225))):
         super().__init__(p, threshold=threshold, size=size, starts=starts)
         self.register_buffer("spans", torch.tensor(self.starts, dtype=torch.float32), persistent=False)
@@ -263,7 +263,7 @@ class ClassCutmix(Augment):
 # %% ../../nbs/06_augment/02_image.ipynb #ae324f96
 class Mosaic(Augment):
     """Replace a sample by `pieces` random windows of the batch side by side in time, each mean-pooled to fit;
-    target and n_votes are means."""
+    target and n_votes are means. After the mosaic of YOLOv4, arXiv:2004.10934."""
     def __init__(self, p=1., pieces=4): super().__init__(p, pieces=pieces)
 
     def change(self, batch, draws):

@@ -180,7 +180,7 @@ def _at(x, i):
     "`x` (B, ..., T) read at `i` (B, N) along time."
     return x.gather(-1, _along(i, x).expand(*x.shape[:-1], -1))
 
-
+# %% ../../nbs/06_augment/01_signal.ipynb #1ae2b69d
 class TimeShift(Augment):
     """Shift time by up to `seconds` either way; `border`: `nan` leaves the unknown missing, `roll` wraps
     around."""
@@ -258,9 +258,8 @@ def band_filter(x, gain):
 
 # %% ../../nbs/06_augment/01_signal.ipynb #32fac485
 class RandomBand(SignalAugment):
-    """Keep one random band, `width` Hz wide (or from (least, most)), between `low` and `high` Hz and
-    nothing else, of every channel
-    by itself (`each`) or of all alike; with `keep=False` remove it instead."""
+    """Keep one random band, `width` Hz wide (or from (least, most)), between `low` and `high` Hz and nothing
+    else, of every channel by itself (`each`) or of all alike; with `keep=False` remove it instead."""
     def __init__(self, p=.1, low=10., high=20., width=1., keep=True, each=True, stage="signal",
                  rate=EEG_RATE):
         super().__init__(p, low=low, high=high, width=width, keep=keep, each=each, stage=stage, rate=rate)

@@ -84,11 +84,10 @@ MONTAGES = {
     "average": Montage("average"),
 }
 
-
+# %% ../../nbs/02_signal/01_filters.ipynb #685b4106
 def montage(name_or_pairs):
     """A `Montage`: itself, one of `MONTAGES` by name, or built from pairs such as [("Fp1", "F7")] or
-    ["Fp1-F7"];
-    `HmsError` for anything else."""
+    ["Fp1-F7"]; `HmsError` for anything else."""
     if isinstance(name_or_pairs, Montage): return name_or_pairs
     if isinstance(name_or_pairs, str):
         if name_or_pairs in MONTAGES: return MONTAGES[name_or_pairs]
@@ -146,7 +145,7 @@ def notch_sections(freq, q, rate=EEG_RATE):
     b, a = iirnotch(freq, q, fs=rate)
     return (tuple([*b.tolist(), *a.tolist()]),)
 
-
+# %% ../../nbs/02_signal/01_filters.ipynb #ef9c6600
 def response(sections, frequencies, rate=EEG_RATE):
     "Complex response H at `frequencies` (Hz), complex128 numpy."
     z = np.exp(-2j * np.pi * np.asarray(frequencies) / rate)

@@ -126,10 +126,9 @@ def middle(x, seconds, rate=EEG_RATE):
 def log_mel(x, height=128, width=256, seconds=None, scale=True, rate=EEG_RATE):
     """Log-mel picture of each row: (..., T) -> (..., `height`, `width`), low to high frequency, 0 to 20 Hz.
 
-    `seconds` takes the middle of the window first (see `middle`). NaN becomes the row's mean, a row of NaN
-    0. The hop is
-    T // width. Each picture is in decibels under its own maximum, cut at -80; `scale` turns them into (dB
-    + 40) / 40."""
+    `seconds` takes the middle of the window first (see `middle`). NaN becomes the row's mean, a row of NaN 0.
+    The hop is T // width. Each picture is in decibels under its own maximum, cut at -80; `scale` turns them
+    into (dB + 40) / 40."""
     if seconds is not None: x = middle(x, seconds, rate)
     hop = x.shape[-1] // width
     if hop < 1:
@@ -212,11 +211,10 @@ def _tapers(n, bandwidth, count, dtype, device):
 def multitaper(x, rate=EEG_RATE, pad=True):
     """The host's spectrum of each row: (..., T) at 200 Hz, already high-passed -> (..., 100, S) power.
 
-    Windows of 4 s every 2 s, 3 Slepian tapers of unit energy (time-bandwidth 2), |FFT(1024)|^2 averaged
-    over tapers and divided
-    by 200, bins 3..102 (0.59 to 19.92 Hz). pad=True: S = T // 400, column i is centered on 2 i + 1 s as in
-    the host's files, the ends
-    extended by reflection. pad=False: windows inside only, centered on 2, 4, 6 ... s."""
+    Windows of 4 s every 2 s, 3 Slepian tapers of unit energy (time-bandwidth 2), |FFT(1024)|^2 averaged over
+    tapers and divided by 200, bins 3..102 (0.59 to 19.92 Hz). pad=True: S = T // 400, column i is centered on
+    2 i + 1 s as in the host's files, the ends extended by reflection. pad=False: windows inside only,
+    centered on 2, 4, 6 ... s. Thomson 1982, doi:10.1109/PROC.1982.12433."""
     if rate != EEG_RATE:
         raise HmsError(f"the host's recipe is for {EEG_RATE} Hz, not {rate}", where="multitaper",
                        cure="resample")
@@ -246,9 +244,9 @@ def host_spectrogram(eeg, pad=True):
     """The competition's own spectrogram from raw EEG: (..., 20, T) microvolts -> (..., 4, 100, S), panels
     in the order of `PANELS`.
 
-    Differences of the four chains, high-pass 0.5 Hz (order 4, zero-phase), `multitaper`, mean over a
-    chain's differences. A
-    window with missing samples does not count; where all four differences miss some, the value is NaN."""
+    Differences of the four chains, high-pass 0.5 Hz (order 4, zero-phase), `multitaper`, mean over a chain's
+    differences. A window with missing samples does not count; where all four differences miss some, the value
+    is NaN."""
     x, valid = repair(MONTAGES["chains"].derive(eeg))
     power = multitaper(butter(x, 4, low=.5), pad=pad)
     if valid.all(): return chain_mean(power)

@@ -68,9 +68,8 @@ def cwt(x, frequencies, kind: str = "morlet", shape: float = None, step: int = 1
     """Continuous wavelet transform (..., T) -> complex (..., F, S): samples `first`, `first + step`, ...
     of each of the `frequencies` (Hz).
 
-    `kind`: morlet (`shape` = cycles, 6) or paul (`shape` = order, 4). Magnitudes are amplitudes in the
-    unit of `x`. NaN spreads
-    over its row: `repair` first. Torrence and Compo 1998,
+    `kind`: morlet (`shape` = cycles, 6) or paul (`shape` = order, 4). Magnitudes are amplitudes in the unit
+    of `x`. NaN spreads over its row: `repair` first. Torrence and Compo 1998,
     doi:10.1175/1520-0477(1998)079<0061:APGTWA>2.0.CO;2."""
     if kind not in GAINS:
         raise HmsError(f"unknown wavelet {kind!r}", where="cwt", cure=f"use {', '.join(GAINS)}")

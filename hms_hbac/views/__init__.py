@@ -1,6 +1,6 @@
 """Views: what a network sees of a batch. `VIEWS` holds every part and every named picture, the winners' too."""
 from .algebra import Panels, View
+from .raw import WINNER_VIEWS
 from .systems import VIEWS, view
-from .winners import WINNER_VIEWS
 
 __all__ = ["VIEWS", "WINNER_VIEWS", "Panels", "View", "view"]

@@ -49,6 +49,7 @@ NAME_STYLE = dict(color="white", fontsize=7, ha="left", va="center",
 def spread(edges, gap):
     """Places on 0...1 for sorted `edges`, `gap` between neighbours: {edge: (where the stretch before it ends,
     where the next begins)}."""
+    gap = min(gap, .5 / max(1, len(edges) - 2))                 # many stretches: half is theirs at least
     size = (1 - gap * (len(edges) - 2)) / (edges[-1] - edges[0])
     at = [(e - edges[0]) * size + gap * i for i, e in enumerate(edges)]
     return {e: (a - gap * (i > 0), a - gap * (i == len(edges) - 1)) for i,
@@ -116,9 +117,8 @@ def draw_sequence(x, tiles, ax):
 # %% ../../nbs/05_views/04_pictures.ipynb #ed4f34ba
 def view_image(image, view=None, ax=None, title=None, window=0):
     """A view's output for one event, (C, H, W), (N, C, H, W) or (C, T), with axes in Hz and in s from the
-    label's middle; one axes per
-    time axis, in a list. Of N windows `window` is shown. Without a view, or where it does not know: rows
-    and columns."""
+    label's middle; one axes per time axis, in a list. Of N windows `window` is shown. Without a view, or
+    where it does not know: rows and columns."""
     ax, x = ax or plt.subplots(figsize=(8, 4))[1], np.asarray(image, dtype=float)
     drawn = view is not None and view.training and x.ndim < 4                 # from a random place
     if x.ndim == 4: x = x[window]
