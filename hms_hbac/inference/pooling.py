@@ -60,14 +60,15 @@ def disagreement(mean,              # (N, 6) weighted mean of the members
     return np.maximum(entropy(mean) - np.asarray(mean_entropy, np.float64), 0)
 
 # %% ../../nbs/09_inference/03_pooling.ipynb #de87a198
-def class_sets(prob, threshold: float) -> np.ndarray:
-    "Which classes belong to the set (..., 6): those with at least `threshold`, and the likeliest."
+def class_sets(prob, threshold) -> np.ndarray:
+    "Which classes are in the set (..., 6): those at or above `threshold` (one or six numbers), and the top."
     prob = np.asarray(prob, np.float64)
-    return (prob >= threshold) | (prob == prob.max(-1, keepdims=True))
+    return (prob >= threshold) | (np.arange(6) == prob.argmax(-1)[..., None])
 
 
-def read_threshold(source) -> float:
-    "The threshold of `class_sets`: a number in [0, 1], maybe as text, or a YAML file with key `threshold`."
+def read_threshold(source) -> np.ndarray:
+    """The threshold of `class_sets`: a number in [0, 1], maybe as text, or a YAML file with `threshold`:
+    a number or six, one for each class."""
     cure = "give a number between 0 and 1, or a file with the key threshold"
     try: value = float(source)
     except (TypeError, ValueError):
@@ -76,9 +77,10 @@ def read_threshold(source) -> float:
         try: doc = yaml.safe_load(Path(source).read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError): doc = None
         value = doc.get("threshold") if isinstance(doc, dict) else None
-    if not isinstance(value, (int, float)) or not 0 <= value <= 1:
+    values = value if isinstance(value, list) and len(value) == 6 else [value]
+    if not all(isinstance(v, (int, float)) and 0 <= v <= 1 for v in values):
         raise RecipeError("no threshold between 0 and 1", where=source, cure=cure)
-    return float(value)
+    return np.array(values, dtype=float).squeeze()
 
 # %% ../../nbs/09_inference/03_pooling.ipynb #3349d6fc
 def checked_weights(weights: dict, where=None) -> dict:
