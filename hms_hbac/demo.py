@@ -81,7 +81,7 @@ def score_table(
 
 SURE = f"of these, >= {SURE_VOTES} votes"
 
-# %% ../nbs/12_demo.ipynb #015021e9
+# %% ../nbs/12_demo.ipynb #47ae0561
 def gap_closed(table: pd.DataFrame) -> float:
     """Share of the way from the mean vote to the floor that the ensemble goes,
     on held-out events with sure votes."""
@@ -129,7 +129,7 @@ class Steps:
         print(f"    {time.monotonic() - self.last:.0f} s, {taken:.0f} s in all\n", flush=True)
         return taken
 
-# %% ../nbs/12_demo.ipynb #221cf241
+# %% ../nbs/12_demo.ipynb #295d39fd
 def brief(name: str):
     "A recipe at demo scale that is trained for a moment: one epoch a stage on a third of the rows."
     recipe = load_recipe(name, "demo")
@@ -201,8 +201,10 @@ def demo(
         rehearse_kernels(comp, out, workers)
     return conclude(comp, folders, predictions, out, step.end())
 
-# %% ../nbs/12_demo.ipynb #5dc8af90
-def learn(comp: Competition, out: Path, members: tuple, folds: tuple, workers: int, step: Steps) -> tuple[dict, dict]:
+# %% ../nbs/12_demo.ipynb #6f630c55
+def learn(
+    comp: Competition, out: Path, members: tuple, folds: tuple, workers: int, step: Steps
+) -> tuple[dict, dict]:
     "Train and predict: ({member: folders of its folds}, {member: its submission})."
     folders, predictions = {}, {name: out/f"{name}.csv" for name in members}
     for name in members:

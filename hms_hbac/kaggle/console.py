@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPACE', 'CURES', 'MEMORY', 'INPUT', 'UNKNOWN', 'CLICK', 'first_line', 'system_fault', 'fault', 'ended_by_signals',
-           'Commands', 'command_group']
+           'Commands', 'command_group', 'numbers', 'member_weight']
 
 # %% ../../nbs/11_kaggle/11_console.ipynb #51aef7e8
 import errno
@@ -136,3 +136,20 @@ def command_group(about: str) -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
         help=about,
     )
+
+# %% ../../nbs/11_kaggle/11_console.ipynb #c5c098fa
+def numbers(text: str, name: str) -> list[int]:
+    "`0,1,2` as a list of integers; `name` is the option's, for the message."
+    try: return [int(x) for x in str(text).split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a list of numbers like 0,1,2", param_hint=name) from None
+
+
+def member_weight(text: str) -> tuple:
+    "MEMBER.csv=WEIGHT as (file, weight); without a weight it is 1."
+    path, _, w = text.rpartition("=") if "=" in text else (text, "", "1")
+    try: return path, float(w)
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text!r}: the weight is not a number", param_hint="MEMBER=WEIGHT"
+        ) from None

@@ -97,7 +97,7 @@ def run_member(
         )
     return last_line(folder/"log.txt") if code else answer_fault(folder/"submission.csv", comp)
 
-
+# %% ../../nbs/11_kaggle/06_members.ipynb #feaca112
 def end(child: subprocess.Popen):
     "Kill the child and whatever it started."
     try: os.killpg(child.pid, signal.SIGKILL)
@@ -147,7 +147,7 @@ def blend(
     if good.any(): ensemble({str(work/m/"submission.csv"): w for m, w in used}, out, comp=comp)
     return table
 
-# %% ../../nbs/11_kaggle/06_members.ipynb #e3b9c962
+# %% ../../nbs/11_kaggle/06_members.ipynb #0ace82ca
 def verdict(table: pd.DataFrame, out: Path = "submission.csv") -> str:
     "One line on what a blend holds; it begins with WARNING where a member is missing."
     bad = table[table.state != "ok"]
