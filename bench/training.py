@@ -1,11 +1,17 @@
 """How much of a bare loop's speed our training keeps: samples/s of `fit` over those of the fifteen-line loop.
 
-Prints a table and ends with `train_ratio_cpu=... sys_share=...`. The bare loop runs the same system, batch size, optimizer and
-precision on one batch that lies in memory: no reading, no augmentation, no evaluation, no checkpoint. Ours reads from a cache of memory
-maps, shuffles, augments as the recipe says, schedules, clips and averages. Blocks of both alternate, so that a busy machine slows both;
-"CPU ratio" compares CPU seconds instead (reader included), which a busy machine does not disturb; ratios are medians over pairs of
-blocks. "bytes" is what a sample brings from the cache; `sys_share` is the share of our CPU seconds that the system took, of the worst
-recipe (see `keep_memory`; HMS_MALLOC=system shows it without). Without CUDA the recipes run at demo scale (a tiny backbone), in batches
+Prints a table and ends with `train_ratio_cpu=... sys_share=...`. The bare loop runs the same system, batch
+size, optimizer and
+precision on one batch that lies in memory: no reading, no augmentation, no evaluation, no checkpoint. Ours
+reads from a cache of memory
+maps, shuffles, augments as the recipe says, schedules, clips and averages. Blocks of both alternate, so that
+a busy machine slows both;
+"CPU ratio" compares CPU seconds instead (reader included), which a busy machine does not disturb; ratios are
+medians over pairs of
+blocks. "bytes" is what a sample brings from the cache; `sys_share` is the share of our CPU seconds that the
+system took, of the worst
+recipe (see `keep_memory`; HMS_MALLOC=system shows it without). Without CUDA the recipes run at demo scale (a
+tiny backbone), in batches
 of 8: the smaller the network, the larger the share of everything around it.
 
     python bench/training.py [--updates 3] [--rounds 7] [--recipes panels_b0,multiwindow_mobilenetv3]
@@ -45,14 +51,15 @@ def cpu_seconds():
 
 
 def our_blocks(loop, updates, device):
-    "Samples, seconds, CPU seconds and the system's share of them, one block of our loop after another, the reader running through."
+    """Samples, seconds, CPU seconds and the system's share of them, one block of our loop after
+    another, the reader running through."""
     loop.bar = SimpleNamespace(update=lambda n: None, set_postfix=lambda **k: None)
     while True:
         parts = epoch_parts(loop)
         reader = Prefetch(parts, lambda p: read_part(loop, 0, p), pin=device.type == "cuda")
         try:
             done, samples, begin, cpu = 0, 0, time.perf_counter(), cpu_seconds()
-            for part, batch in zip(parts, reader):
+            for part, batch in zip(parts, reader, strict=False):
                 loop.system.train()
                 backward(loop, part, to_device(batch, device))
                 samples += len(part.rows)
@@ -86,7 +93,15 @@ def bare_block(system, optimizer, loss, batch, updates, autocast, scaler):
 
 def make_ours(recipe, data, rows=0):
     "A loop over a fold of the recipe, its training rows repeated to `rows`."
-    loop = make_loop(make_accelerator(recipe.precision), recipe, data["cache"], data["events"], Path(data["dir"]), {"fold": 0}, log=False)
+    loop = make_loop(
+        make_accelerator(recipe.precision),
+        recipe,
+        data["cache"],
+        data["events"],
+        Path(data["dir"]),
+        {"fold": 0},
+        log=False,
+    )
     train_rows = loop.given.train_rows
     loop.given = replace(loop.given, train_rows=np.resize(train_rows, max(len(train_rows), rows)))
     return loop
@@ -117,14 +132,23 @@ def measure(name, data, updates, rounds, scale, sets=()):
     blocks, pairs = our_blocks(loop, updates, device), []
     next(blocks), block(2)                                                                # warm up
     for i in range(rounds):
-        ours, plain = (next(blocks), block()) if i % 2 else (block(), next(blocks))[::-1]     # who goes first alternates
+        # who goes first alternates
+        ours, plain = (next(blocks), block()) if i % 2 else (block(), next(blocks))[::-1]
         (n, t, c, system), (m, u, v) = ours, plain
         pairs.append((n / t, m / u, (v / m) / (c / n), system, c))
     blocks.close()
     ours, plain = (statistics.median(p[i] for p in pairs) for i in range(2))
-    return {"recipe": name, "precision": recipe.precision, "batch": recipe.batch_size, "bytes": windows, "ours": ours, "bare": plain,
-            "ratio": statistics.median(p[0] / p[1] for p in pairs), "cpu": statistics.median(p[2] for p in pairs),
-            "sys": sum(p[3] for p in pairs) / sum(p[4] for p in pairs)}
+    return {
+        "recipe": name,
+        "precision": recipe.precision,
+        "batch": recipe.batch_size,
+        "bytes": windows,
+        "ours": ours,
+        "bare": plain,
+        "ratio": statistics.median(p[0] / p[1] for p in pairs),
+        "cpu": statistics.median(p[2] for p in pairs),
+        "sys": sum(p[3] for p in pairs) / sum(p[4] for p in pairs),
+    }
 
 
 def main():
@@ -138,27 +162,37 @@ def main():
     cuda = torch.cuda.is_available()
     keep_memory()
     with tempfile.TemporaryDirectory() as d:
-        comp = Competition(simulate(f"{d}/comp", patients=10, test_patients=1, seed=0, workers=2, progress=False))
+        comp = Competition(
+            simulate(f"{d}/comp", patients=10, test_patients=1, seed=0, workers=2, progress=False)
+        )
         prepare(comp, f"{d}/cache", progress=False)
         data = {"dir": d, "cache": Recordings(f"{d}/cache"), "events": add_folds(events(comp.train))}
         scale, sets = ("full", ["net.pretrained=none"]) if cuda else ("demo", ["batch_size=8"])
         rows = [measure(r, data, args.updates, args.rounds, scale, sets) for r in args.recipes.split(",")]
         if cuda:
-            for name, sets in (("attention_b0", ["net.pretrained=none", "precision=bf16"]), ("resnet1d_gru", ["precision=bf16"])):
+            for name, sets in (
+                ("attention_b0", ["net.pretrained=none", "precision=bf16"]),
+                ("resnet1d_gru", ["precision=bf16"]),
+            ):
                 rows.append(measure(name, data, args.updates, args.rounds, "full", sets))
     table(rows)
     if cuda:
         for r in rows[-2:]: print(f"samples_per_s_{r['recipe']}={r['ours']:.1f}")
     kind = "cuda" if cuda else "cpu"
-    print(f"train_ratio_{kind}={min(r['ratio'] for r in rows):.3f} sys_share={max(r['sys'] for r in rows):.3f}")
+    print(
+        f"train_ratio_{kind}={min(r['ratio'] for r in rows):.3f} sys_share={max(r['sys'] for r in rows):.3f}"
+    )
 
 
 def table(rows):
     names = ("precision", "batch", "bytes", "ours/s", "bare/s", "ratio", "CPU ratio", "system")
     print(f"{'recipe':28}" + "".join(f"{n:>11}" for n in names))
     for r in rows:
-        print(f"{r['recipe']:28}{r['precision']:>11}{r['batch']:>11}{r['bytes']:>11}{r['ours']:>11.1f}{r['bare']:>11.1f}"
-              f"{r['ratio']:>11.3f}{r['cpu']:>11.3f}{r['sys']:>11.3f}")
+        print(
+            f""
+            f"{r['recipe']:28}{r['precision']:>11}{r['batch']:>11}{r['bytes']:>11}{r['ours']:>11.1f}{r['bare']:>11.1f}"
+            f"{r['ratio']:>11.3f}{r['cpu']:>11.3f}{r['sys']:>11.3f}"
+        )
 
 
 if __name__ == "__main__": main()

@@ -1,6 +1,7 @@
 """The toy of `hms_hbac.training.toy` for tests; run as a script it trains in a process of its own.
 
-`python toy_training.py FOLDER key=value ...`; keys: epochs, batch, accumulate, norm, dropout, every (seconds between checkpoints),
+`python toy_training.py FOLDER key=value ...`; keys: epochs, batch, accumulate, norm, dropout, every (seconds
+between checkpoints),
 budget, go_on (1: the second stage continues the first), slow (seconds that each read takes), die."""
 import os
 import signal
@@ -23,7 +24,9 @@ def toy_loop(folder, every=240.0, heard=None, **over):
 
 
 def kill_at(moment, n):
-    "Arrange that this process kills itself (SIGKILL) at the `n`-th `moment`: update, tensors (half written), commit, after."
+    """Arrange that this process kills itself (SIGKILL) at the `n`-th `moment`.
+
+    Update, tensors (half written), commit, after."""
     import hms_hbac.training.checkpoints as checkpoints
     import hms_hbac.training.fit as training
     seen = [0]
@@ -34,7 +37,9 @@ def kill_at(moment, n):
 
     if moment == "update":
         inner = training.step
-        def step(loop, part): inner(loop, part); die_when(True)
+        def step(loop, part):
+            inner(loop, part)
+            die_when(True)
         training.step = step
     elif moment == "tensors":                        # half of the tensor file is on the disk
         inner = Path.write_bytes
@@ -43,7 +48,8 @@ def kill_at(moment, n):
             die_when("state-" in self.name)
             return inner(self, data)
         Path.write_bytes = write_bytes
-    else:                                            # before (commit) or after state.json names the new tensors
+    # before (commit) or after state.json names the new tensors
+    else:
         inner = checkpoints.write_json
         def write_json(path, obj):
             if moment == "commit": die_when(True)

@@ -94,10 +94,12 @@ class WindowDataset(torch.utils.data.Dataset):
     def __init__(self, source: Source, events: pd.DataFrame,
                  spec_steps: int = SPEC_STEPS,         # columns of a spectrogram window; 0: none
                  offset: str = "middle",               # or random
-                 seed: int = 0):
+                 seed: int = 0,
+                 eeg: bool = True):                    # False: EEGs are not read
         if offset not in ("middle", "random"):
             raise DataError(f"offset {offset!r} is neither 'middle' nor 'random'")
         self.source, self.spec_steps, self.offset, self.seed = source, spec_steps, offset, seed
+        self.eeg = eeg
         self.table = event_arrays(events)
 
     def __len__(self): return len(self.table["event_id"])
@@ -121,10 +123,10 @@ def read_batch(ds: WindowDataset, indices: np.ndarray, epoch: int) -> dict[str, 
     eeg_s, spec_s = window_starts(rows, ds.offset, keys)
     out = {k: torch.from_numpy(rows[k]) for k in ("event_id", "target", "n_votes") if k in rows}
     out["key"] = keys
-    out["eeg"] = torch.empty(len(indices), len(CHANNELS), EEG_SAMPLES)
+    if ds.eeg: out["eeg"] = torch.empty(len(indices), len(CHANNELS), EEG_SAMPLES)
     if ds.spec_steps: out["spectrogram"] = torch.empty(len(indices), len(PANELS), SPEC_BINS, ds.spec_steps)
     for b in range(len(indices)):
-        read_eeg_window(ds.source, rows["eeg_id"][b], eeg_s[b], out["eeg"][b].numpy())
+        if ds.eeg: read_eeg_window(ds.source, rows["eeg_id"][b], eeg_s[b], out["eeg"][b].numpy())
         if ds.spec_steps:
             target = out["spectrogram"][b].numpy()
             read_spectrogram_window(ds.source, rows["spectrogram_id"][b], spec_s[b], target)

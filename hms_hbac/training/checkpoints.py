@@ -22,16 +22,29 @@ from ..core import CheckpointError, atomic_write, write_json
 
 # %% ../../nbs/08_training/03_checkpoints.ipynb #0ac04e9c
 def pack(obj, tensors, name="state"):
-    "JSON-able tree of nested dicts, lists, tuples, numbers, arrays and tensors; the numbers of the last two go to `tensors` under a name."
+    """JSON-able tree of nested dicts, lists, tuples, numbers, arrays and tensors.
+
+    The numbers of the last two go to `tensors` under a name."""
     if isinstance(obj, np.ndarray):
-        return {"$array": pack(torch.from_numpy(obj.astype(np.int64 if obj.dtype.kind in "iu" else np.float64)), tensors, name)["$tensor"],
-                "dtype": str(obj.dtype)}
+        return {
+            "$array": pack(
+                torch.from_numpy(obj.astype(np.int64 if obj.dtype.kind in "iu" else np.float64)),
+                tensors,
+                name,
+            )["$tensor"],
+            "dtype": str(obj.dtype),
+        }
     if isinstance(obj, torch.Tensor):
-        tensors[name] = obj.detach().cpu().clone(memory_format=torch.contiguous_format)   # a clone: tied weights may share memory
+        # a clone: tied weights may share memory
+        tensors[name] = obj.detach().cpu().clone(memory_format=torch.contiguous_format)
         return {"$tensor": name}
     if isinstance(obj, dict):
         items = [(k, pack(v, tensors, f"{name}.{k}")) for k, v in obj.items()]
-        return dict(items) if all(isinstance(k, str) and k[:1] != "$" for k in obj) else {"$items": [list(i) for i in items]}
+        return (
+            dict(items)
+            if all(isinstance(k, str) and k[:1] != "$" for k in obj)
+            else {"$items": [list(i) for i in items]}
+        )
     if isinstance(obj, (list, tuple)):
         items = [pack(v, tensors, f"{name}.{i}") for i, v in enumerate(obj)]
         return {"$tuple": items} if isinstance(obj, tuple) else items
@@ -81,7 +94,9 @@ def tree_hash(tree) -> str:
 
 
 def save_checkpoint(folder, state, identity):
-    "Write the nest `state` into `folder`; the last good checkpoint there stays until the new one is complete. `identity`: whose it is."
+    """Write the nest `state` into `folder`.
+
+    The last good checkpoint there stays until the new one is complete. `identity`: whose it is."""
     folder, tensors = Path(folder), {}
     tree = pack(state, tensors)
     try: serial = json.loads((folder/"state.json").read_text(encoding="utf-8"))["serial"] + 1
@@ -90,13 +105,27 @@ def save_checkpoint(folder, state, identity):
     try:
         with atomic_write(folder/file) as tmp: tmp.write_bytes(data)
         _flush_folder(folder)
-        write_json(folder/"state.json", {"format": 1, "serial": serial, "identity": identity, "file": file, "bytes": len(data),
-                                         "sha256": hashlib.sha256(data).hexdigest(), "state": tree,
-                                         "state_sha256": tree_hash(tree)})
+        write_json(
+            folder / "state.json",
+            {
+                "format": 1,
+                "serial": serial,
+                "identity": identity,
+                "file": file,
+                "bytes": len(data),
+                "sha256": hashlib.sha256(data).hexdigest(),
+                "state": tree,
+                "state_sha256": tree_hash(tree),
+            },
+        )
         _flush_folder(folder)
     except OSError as e:
-        raise CheckpointError(f"could not write the checkpoint ({e.strerror or e})", where=folder,
-                              cure="the last good checkpoint is untouched: make room on the disk and give the same command again") from e
+        raise CheckpointError(
+            f"could not write the checkpoint ({e.strerror or e})",
+            where=folder,
+            cure="the last good checkpoint is untouched: make room on the disk and "
+                 "give the same command again",
+        ) from e
     for p in [*folder.glob("state-*.safetensors"), *folder.glob(".state*.part")]:
         if p.name != file: p.unlink(missing_ok=True)
 
@@ -105,37 +134,76 @@ FRESH = "restore the file, or begin again with --fresh"
 
 
 def _read_state(folder):
-    try: head = json.loads((folder/"state.json").read_text(encoding="utf-8"))
-    except (ValueError, OSError) as e: raise CheckpointError(f"corrupt checkpoint, state.json cannot be read ({e})", where=folder, cure=FRESH) from None
-    if not isinstance(head, dict) or head.get("format") != 1 or not {"identity", "file", "sha256", "state"} <= set(head):
-        raise CheckpointError("corrupt checkpoint, or one of another version: state.json lacks its fields", where=folder, cure=FRESH)
-    if not isinstance(head["identity"], dict) or head.get("state_sha256", tree_hash(head["state"])) != tree_hash(head["state"]):
-        raise CheckpointError("corrupt checkpoint, state.json is not what was written (its SHA-256 differs)", where=folder, cure=FRESH)
+    try:
+        head = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    except (ValueError, OSError) as e:
+        raise CheckpointError(
+            f"corrupt checkpoint, state.json cannot be read ({e})", where=folder, cure=FRESH
+        ) from None
+    if (
+        not isinstance(head, dict)
+        or head.get("format") != 1
+        or not {"identity", "file", "sha256", "state"} <= set(head)
+    ):
+        raise CheckpointError(
+            "corrupt checkpoint, or one of another version: state.json lacks its fields",
+            where=folder,
+            cure=FRESH,
+        )
+    if not isinstance(head["identity"], dict) or head.get(
+        "state_sha256", tree_hash(head["state"])
+    ) != tree_hash(head["state"]):
+        raise CheckpointError(
+            "corrupt checkpoint, state.json is not what was written (its SHA-256 differs)",
+            where=folder,
+            cure=FRESH,
+        )
     return head
 
 
 def same_run(folder, mine: dict, theirs: dict, what: str):
-    "`CheckpointError` where two identities differ; a key that one of them does not have (of an earlier version) is unknown, not different."
+    """`CheckpointError` where two identities differ.
+
+    A key that one of them does not have (of an earlier version) is unknown, not different."""
     for key in sorted(mine.keys() & theirs.keys()):
         if mine[key] == theirs[key]: continue
         told = f"{theirs[key]!r} there and {mine[key]!r} here"
         text = f"the table of events has changed: {key} is {told}" if key == "events" else f"{key} is {told}"
-        raise CheckpointError(f"{what} another run: {text}", where=folder, cure="name another --runs folder, or begin again with --fresh")
+        raise CheckpointError(
+            f"{what} another run: {text}",
+            where=folder,
+            cure="name another --runs folder, or begin again with --fresh",
+        )
 
 
 def load_checkpoint(folder, identity):
-    "The `state` last saved in `folder`, or None where nothing was saved; `CheckpointError` where it is corrupt or not `identity`'s."
+    """The `state` last saved in `folder`, or None where nothing was saved.
+
+    `CheckpointError` where it is corrupt or not `identity`'s."""
     folder = Path(folder)
     if not (folder/"state.json").exists(): return None
     head = _read_state(folder)
     same_run(folder, identity, head["identity"], "the checkpoint belongs to")
-    try: data = (folder/head["file"]).read_bytes()
-    except OSError as e: raise CheckpointError(f"corrupt checkpoint, cannot read {head['file']} ({e.strerror})", where=folder, cure=FRESH) from None
+    try:
+        data = (folder / head["file"]).read_bytes()
+    except OSError as e:
+        raise CheckpointError(
+            f"corrupt checkpoint, cannot read {head['file']} ({e.strerror})", where=folder, cure=FRESH
+        ) from None
     if hashlib.sha256(data).hexdigest() != head["sha256"]:
-        raise CheckpointError(f"corrupt checkpoint, {head['file']} is not what was written (its SHA-256 differs)", where=folder, cure=FRESH)
-    try: state = unpack(head["state"], load_bytes(data))
+        raise CheckpointError(
+            f"corrupt checkpoint, {head['file']} is not what was written (its SHA-256 differs)",
+            where=folder,
+            cure=FRESH,
+        )
+    try:
+        state = unpack(head["state"], load_bytes(data))
     except Exception as e:
-        raise CheckpointError(f"corrupt checkpoint, its state cannot be read ({type(e).__name__}: {e})", where=folder, cure=FRESH) from e
+        raise CheckpointError(
+            f"corrupt checkpoint, its state cannot be read ({type(e).__name__}: {e})",
+            where=folder,
+            cure=FRESH,
+        ) from e
     if not isinstance(state, dict) or not state:
         raise CheckpointError("corrupt checkpoint, its state is empty", where=folder, cure=FRESH)
     return state
@@ -150,9 +218,11 @@ def save_weights(path, weights, **meta):
 
 
 def with_metadata(data: bytes, meta: dict) -> bytes:
-    """A safetensors file with `meta` in its header, keys in order, so that identical runs give identical bytes.
+    """A safetensors file with `meta` in its header, keys in order, so that identical runs give identical
+    bytes.
 
-    (safetensors itself writes metadata in a random order.) Format: 8 bytes of header length, JSON header, numbers."""
+    (safetensors itself writes metadata in a random order.) Format: 8 bytes of header length, JSON header,
+    numbers."""
     size = int.from_bytes(data[:8], "little")
     header = {"__metadata__": {k: str(meta[k]) for k in sorted(meta)}, **json.loads(data[8:8 + size])}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
@@ -161,16 +231,28 @@ def with_metadata(data: bytes, meta: dict) -> bytes:
 
 
 def load_weights(model, path):
-    "Load a safetensors file into `model`, every name and shape of it; `CheckpointError` says what does not fit."
-    try: weights = load_bytes(Path(path).read_bytes())
-    except OSError as e: raise CheckpointError(f"cannot read the weights ({e.strerror})", where=path, cure="train the run to its end first") from None
-    except Exception as e: raise CheckpointError(f"not a safetensors file ({e})", where=path, cure="fetch the file again") from None
+    """Load a safetensors file into `model`, every name and shape of it.
+
+    `CheckpointError` says what does not fit."""
+    try:
+        weights = load_bytes(Path(path).read_bytes())
+    except OSError as e:
+        raise CheckpointError(
+            f"cannot read the weights ({e.strerror})", where=path, cure="train the run to its end first"
+        ) from None
+    except Exception as e:
+        raise CheckpointError(
+            f"not a safetensors file ({e})", where=path, cure="fetch the file again"
+        ) from None
     own = model.state_dict()
     def kind(t): return t.shape, t.dtype
     odd = sorted(own.keys() ^ weights.keys())
     odd += sorted(k for k in own.keys() & weights.keys() if kind(own[k]) != kind(weights[k]))
     if odd:
-        raise CheckpointError(f"the weights are not this model's: {len(odd)} tensors differ, {odd[0]!r} first", where=path,
-                              cure="load them with the recipe.yaml beside them")
+        raise CheckpointError(
+            f"the weights are not this model's: {len(odd)} tensors differ, {odd[0]!r} first",
+            where=path,
+            cure="load them with the recipe.yaml beside them",
+        )
     model.load_state_dict(weights)
     return model

@@ -16,26 +16,43 @@ from .oof import vote_shares
 
 # %% ../../nbs/08_training/02_labels.ipynb #0f497cf8
 def fold_predictions(folder, events, data=None):
-    "One finished fold's out-of-fold rows, DataFrame indexed by event_id with `CLASSES`; `DataError` where a row's patient was not held out."
+    """One finished fold's out-of-fold rows, DataFrame indexed by event_id with `CLASSES`.
+
+    `DataError` where a row's patient was not held out."""
     folder = Path(folder)
     manifest = read_json(folder/"manifest.json")
     if manifest.get("status") != "finished":
-        raise DataError(f"this run is {manifest.get('status', 'not finished')}", where=folder, cure="train it to its end first")
+        raise DataError(
+            f"this run is {manifest.get('status', 'not finished')}",
+            where=folder,
+            cure="train it to its end first",
+        )
     if data is not None and manifest.get("data", data) != data:
-        raise DataError("this run was trained on other data", where=folder, cure="train the labelling run on the same competition folder")
+        raise DataError(
+            "this run was trained on other data",
+            where=folder,
+            cure="train the labelling run on the same competition folder",
+        )
     table = pd.read_parquet(folder/"oof.parquet").set_index("event_id")
     known = events.set_index("event_id").fold.reindex(table.index)
     seen = table.index[known.to_numpy() != manifest.get("fold")]
     if len(seen):
-        raise DataError(f"{len(seen)} rows (event {seen[0]} first) are not of fold {manifest.get('fold')}: the model may have trained on their patients",
-                        where=folder/"oof.parquet", cure="use only out-of-fold predictions made with the same folds and seed")
+        raise DataError(
+            f"{len(seen)} rows (event {seen[0]} first) are not of fold "
+            f"{manifest.get('fold')}: the model may have trained on their patients",
+            where=folder / "oof.parquet",
+            cure="use only out-of-fold predictions made with the same folds and seed",
+        )
     return table[list(CLASSES)]
 
 
 def run_predictions(folder, events, data=None):
     "All finished folds of a recipe's run folder, one row per event."
     folds = sorted(Path(folder).glob("fold*/oof.parquet"))
-    if not folds: raise DataError("no out-of-fold predictions", where=folder, cure=f"hms-hbac train {Path(folder).name} ... first")
+    if not folds:
+        raise DataError(
+            "no out-of-fold predictions", where=folder, cure=f"hms-hbac train {Path(folder).name} ... first"
+        )
     return pd.concat([fold_predictions(f.parent, events, data) for f in folds])
 
 # %% ../../nbs/08_training/02_labels.ipynb #4120f492
@@ -47,9 +64,18 @@ def table_predictions(path, events):
     key = next((k for k in ("event_id", "eeg_id") if k in table), None)
     missing = [c for c in CLASSES if c not in table]
     if key is None or missing:
-        raise DataError(f"lacks {', '.join(missing) or 'event_id or eeg_id'}", where=path, cure=f"columns event_id or eeg_id, {', '.join(CLASSES)}")
-    if table[key].duplicated().any(): raise DataError(f"{key} {table[key][table[key].duplicated()].iloc[0]} stands twice", where=path)
-    out = events[["event_id", "eeg_id"] if key == "eeg_id" else ["event_id"]].merge(table, on=key).set_index("event_id")[list(CLASSES)]
+        raise DataError(
+            f"lacks {', '.join(missing) or 'event_id or eeg_id'}",
+            where=path,
+            cure=f"columns event_id or eeg_id, {', '.join(CLASSES)}",
+        )
+    if table[key].duplicated().any():
+        raise DataError(f"{key} {table[key][table[key].duplicated()].iloc[0]} stands twice", where=path)
+    out = (
+        events[["event_id", "eeg_id"] if key == "eeg_id" else ["event_id"]]
+        .merge(table, on=key)
+        .set_index("event_id")[list(CLASSES)]
+    )
     total = out.sum(axis=1)
     if not np.isfinite(out.to_numpy()).all() or (out.to_numpy() < 0).any() or (total <= 0).any():
         raise DataError("holds probabilities that are negative, not finite or all zero", where=path)
@@ -57,14 +83,19 @@ def table_predictions(path, events):
 
 # %% ../../nbs/08_training/02_labels.ipynb #0d20b42c
 def mix_labels(events, rows, prediction, weight=1.0, below_votes=None):
-    "New targets of the events at positions `rows`, DataFrame indexed by event_id with `CLASSES`; `RecipeError` where a prediction is missing."
+    """New targets of the events at positions `rows`, DataFrame indexed by event_id with `CLASSES`.
+
+    `RecipeError` where a prediction is missing."""
     part = events.iloc[rows]
     if below_votes is not None: part = part[part.n_votes < below_votes]
     missing = part[~part.event_id.isin(prediction.index)]
     if len(missing):
         folds = ", ".join(map(str, sorted(missing.fold.unique())))
-        raise RecipeError(f"{len(missing)} of {len(part)} rows to label have no prediction (folds {folds})", where="labels",
-                          cure=f"train the labelling runs on folds {folds} first")
+        raise RecipeError(
+            f"{len(missing)} of {len(part)} rows to label have no prediction (folds {folds})",
+            where="labels",
+            cure=f"train the labelling runs on folds {folds} first",
+        )
     new = weight * prediction.loc[part.event_id].to_numpy() + (1 - weight) * vote_shares(part)
     return pd.DataFrame(new, index=part.event_id, columns=list(CLASSES))
 

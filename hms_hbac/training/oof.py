@@ -26,18 +26,34 @@ def vote_shares(events):
 # %% ../../nbs/08_training/01_oof.ipynb #f401524f
 def fold_folders(recipe):
     "The fold folders of a recipe's runs, in order."
-    return sorted((p for p in Path(recipe).glob("fold*") if (p/"manifest.json").is_file()), key=lambda p: (len(p.name), p.name))
+    return sorted(
+        (p for p in Path(recipe).glob("fold*") if (p / "manifest.json").is_file()),
+        key=lambda p: (len(p.name), p.name),
+    )
 
 
 def read_oof(recipe):
-    "One out-of-fold table of a recipe folder, a fold folder, a parquet file, or a table; `DataError` where an event appears twice."
+    """One out-of-fold table of a recipe folder, a fold folder, a parquet file, or a table.
+
+    `DataError` where an event appears twice."""
     if isinstance(recipe, pd.DataFrame): return recipe
     path = Path(recipe)
-    files = [path] if path.is_file() else [p/"oof.parquet" for p in [path, *fold_folders(path)] if (p/"oof.parquet").is_file()]
-    if not files: raise DataError("no finished fold with an oof.parquet", where=path, cure="train at least one fold to its end")
+    files = (
+        [path]
+        if path.is_file()
+        else [p / "oof.parquet" for p in [path, *fold_folders(path)] if (p / "oof.parquet").is_file()]
+    )
+    if not files:
+        raise DataError(
+            "no finished fold with an oof.parquet", where=path, cure="train at least one fold to its end"
+        )
     table = pd.concat([pd.read_parquet(f) for f in files], ignore_index=True)
     if table.event_id.duplicated().any():
-        raise DataError(f"event {table.event_id[table.event_id.duplicated()].iloc[0]} stands in two folds", where=path, cure="remove runs made with other folds")
+        raise DataError(
+            f"event {table.event_id[table.event_id.duplicated()].iloc[0]} stands in two folds",
+            where=path,
+            cure="remove runs made with other folds",
+        )
     return table
 
 
@@ -54,29 +70,41 @@ def patient_interval(
     level: float = 0.95,  # share of the draws inside the interval
     seed: int = 0,
 ) -> np.ndarray:
-    """Mean over rows with its bootstrap interval over patients: mean, low, high and the share of draws below zero, (4,) or (K, 4).
+    """Mean over rows with its bootstrap interval over patients: mean, low, high and the share of draws
+    below zero, (4,) or (K, 4).
 
-    Patients are drawn, each with all its rows; the interval holds the middle `level` of the means of the draws
-    (percentile bootstrap, Efron 1979, doi:10.1214/aos/1176344552). The same seed draws the same patients for all K sets.
+    Patients are drawn, each with all its rows; the interval holds the middle `level` of the means of the
+    draws
+    (percentile bootstrap, Efron 1979, doi:10.1214/aos/1176344552). The same seed draws the same patients
+    for all K sets.
     `DataError` where there is no row, or not one patient for each."""
     values = np.asarray(values, dtype=np.float64)
     code, names = pd.factorize(np.asarray(patients))
     if len(code) != values.shape[-1] or not len(code):
-        raise DataError(f"{values.shape[-1]} values and {len(code)} patients", where="patient_interval", cure="one patient for each value")
+        raise DataError(
+            f"{values.shape[-1]} values and {len(code)} patients",
+            where="patient_interval",
+            cure="one patient for each value",
+        )
     rows = values.reshape(-1, len(code))
-    sums = np.stack([np.bincount(code, row, len(names)) for row in rows] + [np.bincount(code, minlength=len(names))], 1)
+    sums = np.stack(
+        [np.bincount(code, row, len(names)) for row in rows] + [np.bincount(code, minlength=len(names))], 1
+    )
     means = _drawn_means(sums, draws, seed)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
     return np.stack([rows.mean(1), low, high, (means < 0).mean(0)], -1).reshape(*values.shape[:-1], 4)
 
 
 def _drawn_means(sums, draws, seed, chunk=256):
-    "Means of `draws` draws of patients, (draws, K); `sums` holds each patient's K sums and its number of rows, (P, K + 1)."
+    """Means of `draws` draws of patients, (draws, K).
+
+    `sums` holds each patient's K sums and its number of rows, (P, K + 1)."""
     rng, out = np.random.default_rng(seed), []
     for start in range(0, draws, chunk):
         picks = rng.integers(len(sums), size=(min(chunk, draws - start), len(sums)))
         flat = picks + np.arange(len(picks))[:, None] * len(sums)
-        counts = np.bincount(flat.ravel(), minlength=picks.size).reshape(picks.shape)     # how often each patient was drawn
+        # how often each patient was drawn
+        counts = np.bincount(flat.ravel(), minlength=picks.size).reshape(picks.shape)
         total = counts @ sums
         out.append(total[:, :-1] / total[:, -1:])
     return np.concatenate(out)
@@ -92,13 +120,22 @@ def paired_bootstrap(
 ) -> dict:
     """KL of A minus KL of B on their common events, with an interval over patients; negative: A is better.
 
-    Keys: difference, low, high, p_better (share of draws where A is better), events, patients. `DataError` without a common event."""
+    Keys: difference, low, high, p_better (share of draws where A is better), events, patients.
+    `DataError` without a common event."""
     tables = []
     for table in (read_oof(oof_a), read_oof(oof_b)):
         table = table[table.n_votes >= min_votes]
         tables.append(table[["event_id", "patient_id"]].assign(kl=oof_kl(table)))
     both = tables[0].merge(tables[1], on="event_id", suffixes=("", "_b"), validate="one_to_one")
-    if not len(both): raise DataError("the two runs have no event in common", where="paired_bootstrap", cure="compare runs of the same data and folds")
+    if not len(both):
+        raise DataError(
+            "the two runs have no event in common",
+            where="paired_bootstrap",
+            cure="compare runs of the same data and folds",
+        )
     found = patient_interval(both.kl - both.kl_b, both.patient_id, draws, level, seed)
     names = ("difference", "low", "high", "p_better")
-    return dict(zip(names, found.tolist(), strict=True)) | {"events": len(both), "patients": both.patient_id.nunique()}
+    return dict(zip(names, found.tolist(), strict=True)) | {
+        "events": len(both),
+        "patients": both.patient_id.nunique(),
+    }

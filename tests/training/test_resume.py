@@ -1,4 +1,5 @@
-"""A training that is killed at any moment goes on to the same bits. Real SIGKILLs in child processes, a real full file system where we may mount one."""
+"""A training that is killed at any moment goes on to the same bits. Real SIGKILLs in child processes, a
+real full file system where we may mount one."""
 import json
 import multiprocessing
 import os
@@ -13,8 +14,8 @@ import pandas as pd
 import pytest
 from safetensors.torch import load_file
 
-from hms_hbac.training.checkpoints import load_checkpoint, tree_hash
 from hms_hbac.core import CheckpointError
+from hms_hbac.training.checkpoints import load_checkpoint, tree_hash
 from hms_hbac.training.fit import fit
 from hms_hbac.training.machine import read_run
 from hms_hbac.training.toy import toy_optimizer, toy_schedule
@@ -24,8 +25,19 @@ import toy_training
 from toy_training import IDENTITY, toy_loop, toy_settings
 
 OPTIONS = ("norm=1", "dropout=0.2", "every=0")
-CONTEXT = multiprocessing.get_context("forkserver")      # a server imports torch, timm and ours once; each child is a fresh fork of it
-CONTEXT.set_forkserver_preload(["toy_training", "hms_hbac.training.run", "accelerate", "timm.optim", "timm.utils", "pyarrow.parquet", "tqdm.auto"])
+# a server imports torch, timm and ours once; each child is a fresh fork of it
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(
+    [
+        "toy_training",
+        "hms_hbac.training.run",
+        "accelerate",
+        "timm.optim",
+        "timm.utils",
+        "pyarrow.parquet",
+        "tqdm.auto",
+    ]
+)
 
 
 def child(folder, options, log, limit):
@@ -75,12 +87,14 @@ def test_same_seed_twice(straight, tmp_path):
 
 @pytest.mark.parametrize("die", ["update:1", "update:14", "tensors:8", "commit:20", "after:31"])
 def test_killed(straight, tmp_path, die):
-    """kill -9 before any checkpoint, between evaluations in mid-epoch, with half a tensor file written, with a whole one that nothing names yet,
+    """kill -9 before any checkpoint, between evaluations in mid-epoch, with half a tensor file written,
+    with a whole one that nothing names yet,
     and right after the commit; the last two lie in the second stage."""
     killed = run(tmp_path, *OPTIONS, f"die={die}")
     assert killed.returncode == -9, killed.stderr
     assert not (tmp_path / "model.safetensors").exists()
-    if die == "tensors:8": assert list((tmp_path / "last").glob(".state-*.part")), "the kill should have left half a file"
+    if die == "tensors:8":
+        assert list((tmp_path / "last").glob(".state-*.part")), "the kill should have left half a file"
     again = run(tmp_path, *OPTIONS)
     assert again.stdout.strip() == "finished", again.stderr
     assert_same(straight, tmp_path)
@@ -88,7 +102,8 @@ def test_killed(straight, tmp_path, die):
 
 
 def test_killed_five_times_in_a_row(straight, tmp_path):
-    for die in ("update:3", "tensors:4", "commit:5", "after:6", "update:7"): assert run(tmp_path, *OPTIONS, f"die={die}").returncode == -9
+    for die in ("update:3", "tensors:4", "commit:5", "after:6", "update:7"):
+        assert run(tmp_path, *OPTIONS, f"die={die}").returncode == -9
     assert run(tmp_path, *OPTIONS).stdout.strip() == "finished"
     assert_same(straight, tmp_path)
 
@@ -108,13 +123,20 @@ def small_disk(tmp_path):
     "A file system of 256 KiB (tmpfs; needs root); where it cannot be mounted, None."
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], capture_output=True).returncode == 0
+    mounted = (
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], capture_output=True
+        ).returncode
+        == 0
+    )
     yield folder if mounted else None
     if mounted: subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_full_disk(straight, tmp_path, small_disk):
-    "No room for the next checkpoint: a clear message, the last good one stays, and with room the run goes on to the same bits."
+    """No room for the next checkpoint.
+
+    A clear message, the last good one stays, and with room the run goes on to the same bits."""
     if small_disk:
         folder, limits = small_disk / "run", {}
         folder.mkdir()
@@ -124,13 +146,18 @@ def test_full_disk(straight, tmp_path, small_disk):
             try:
                 while True: f.write(bytes(4096))
             except OSError: pass
-    else:                                    # no mount allowed: no file of this process may exceed 4 KiB (EFBIG instead of ENOSPC)
+    # no mount allowed: no file of this process may exceed 4 KiB (EFBIG instead of ENOSPC)
+    else:
         folder, ballast = tmp_path / "run", None
         assert run(folder, *OPTIONS, "budget=0").stdout.strip() == "paused"
         limits = {"limit": 4096}
     before = load_checkpoint(folder / "last", IDENTITY)["progress"]["total"]
     full = run(folder, *OPTIONS, **limits)
-    assert full.returncode == 1 and "could not write" in full.stderr and "give the same command again" in full.stderr, full.stderr
+    assert (
+        full.returncode == 1
+        and "could not write" in full.stderr
+        and "give the same command again" in full.stderr
+    ), full.stderr
     assert load_checkpoint(folder / "last", IDENTITY)["progress"]["total"] == before == 1
     if ballast: ballast.unlink()
     assert run(folder, *OPTIONS).stdout.strip() == "finished"
@@ -138,10 +165,13 @@ def test_full_disk(straight, tmp_path, small_disk):
 
 
 def test_a_stage_that_continues_is_killed(tmp_path):
-    "One optimizer and one schedule over two stages, killed in both: the same bits. (The second stage is named $sure$.)"
+    """One optimizer and one schedule over two stages, killed in both: the same bits.
+
+    (The second stage is named $sure$.)."""
     options = (*OPTIONS, "go_on=1")
     assert run(tmp_path / "whole", *options).stdout.strip() == "finished"
-    for die in ("update:11", "after:12"): assert run(tmp_path / "parts", *options, f"die={die}").returncode == -9
+    for die in ("update:11", "after:12"):
+        assert run(tmp_path / "parts", *options, f"die={die}").returncode == -9
     assert run(tmp_path / "parts", *options).stdout.strip() == "finished"
     assert_same(tmp_path / "whole", tmp_path / "parts")
     assert set(pd.read_csv(tmp_path / "whole" / "history.csv").stage) == {"all", "$sure$"}
@@ -149,12 +179,16 @@ def test_a_stage_that_continues_is_killed(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_pause(straight, tmp_path, number):
-    "A signal: everything is saved, the status is paused, the exit status 128 plus the signal's number; then the same bits."
+    """A signal: everything is saved, the status is paused, the exit status 128 plus the signal's
+    number; then the same bits."""
     folder = tmp_path / "run"
-    p = CONTEXT.Process(target=child, args=(str(folder), (*OPTIONS, "slow=0.05"), str(tmp_path / "log"), None))
+    p = CONTEXT.Process(
+        target=child, args=(str(folder), (*OPTIONS, "slow=0.05"), str(tmp_path / "log"), None)
+    )
     p.start()
     while not (folder / "last" / "state.json").exists() and p.is_alive(): p.join(.05)
-    second = run(folder, *OPTIONS)                                     # meanwhile another one is refused, by name
+    # meanwhile another one is refused, by name
+    second = run(folder, *OPTIONS)
     assert second.returncode == 1 and f"process {p.pid} on " in second.stderr, second.stderr
     os.kill(p.pid, number)
     p.join(120)
@@ -165,10 +199,14 @@ def test_signals_pause(straight, tmp_path, number):
 
 
 def test_the_next_look_sees_a_crash(tmp_path):
-    "SIGBUS (a cache file cut under the training) and SIGKILL leave `running`; whoever looks next reads `failed` and why."
+    """SIGBUS (a cache file cut under the training) and SIGKILL leave `running`.
+
+    Whoever looks next reads `failed` and why."""
     for number, told in ((signal.SIGBUS, "SIGBUS"), (signal.SIGKILL, "kill -9")):
         folder = tmp_path / told.replace(" ", "")
-        p = CONTEXT.Process(target=child, args=(str(folder), (*OPTIONS, "slow=0.05"), str(tmp_path / "log"), None))
+        p = CONTEXT.Process(
+            target=child, args=(str(folder), (*OPTIONS, "slow=0.05"), str(tmp_path / "log"), None)
+        )
         p.start()
         while not (folder / "last" / "state.json").exists() and p.is_alive(): p.join(.05)
         assert read_run(folder)["status"] == "running"
@@ -176,15 +214,19 @@ def test_the_next_look_sees_a_crash(tmp_path):
         p.join(120)
         found = read_run(folder)
         assert found["status"] == "failed" and told in found["error"], found
-    assert run(folder, *OPTIONS).stdout.strip() == "finished"         # the lock of a dead process stops nobody
+    # the lock of a dead process stops nobody
+    assert run(folder, *OPTIONS).stdout.strip() == "finished"
 
 
 def test_foreign_and_corrupt_are_refused(tmp_path):
-    fit(loop := toy_loop(tmp_path, budget=0, every=0.0))
+    fit(toy_loop(tmp_path, budget=0, every=0.0))
     for key, value in (("recipe_hash", "other"), ("data", "other"), ("fold", 3)):
         stranger = toy_loop(tmp_path)
         stranger.given.identity[key] = value
-        with pytest.raises(CheckpointError, match=f"belongs to another run: {key} is .* and {value!r} here(.|\n)*--fresh"): fit(stranger)
+        with pytest.raises(
+            CheckpointError, match=f"belongs to another run: {key} is .* and {value!r} here(.|\n)*--fresh"
+        ):
+            fit(stranger)
     [tensors] = (tmp_path / "last").glob("*.safetensors")
     good = tensors.read_bytes()
     for bad in (good[:-1], good[:100] + b"x" + good[101:], b""):
@@ -207,15 +249,26 @@ def test_a_tampered_state_is_refused(tmp_path):
         change(head)
         if hashed: head["state_sha256"] = tree_hash(head["state"])
         return json.dumps(head)
-    changes = [lambda h: h.update(state=[]), lambda h: h.update(state={}), lambda h: h.update(state="x"), lambda h: h.update(identity=[]),
-               lambda h: h["state"]["progress"].update(stage=7), lambda h: h["state"]["progress"].update(done="many"),
-               lambda h: h["state"].pop("optimizer"), lambda h: h["state"].update(processes=[]),
-               lambda h: h["state"]["progress"].update(wall=1), lambda h: h["state"]["system"].clear()]
+
+    changes = [
+        lambda h: h.update(state=[]),
+        lambda h: h.update(state={}),
+        lambda h: h.update(state="x"),
+        lambda h: h.update(identity=[]),
+        lambda h: h["state"]["progress"].update(stage=7),
+        lambda h: h["state"]["progress"].update(done="many"),
+        lambda h: h["state"].pop("optimizer"),
+        lambda h: h["state"].update(processes=[]),
+        lambda h: h["state"]["progress"].update(wall=1),
+        lambda h: h["state"]["system"].clear(),
+    ]
     for change in changes:
         for hashed in (False, True):
             path.write_text(tampered(change, hashed))
-            with pytest.raises(CheckpointError, match="corrupt checkpoint(.|\n)*--fresh"): fit(toy_loop(tmp_path))
-    path.write_text(json.dumps({k: v for k, v in good.items() if k != "state_sha256"}))      # of an earlier version
+            with pytest.raises(CheckpointError, match="corrupt checkpoint(.|\n)*--fresh"):
+                fit(toy_loop(tmp_path))
+    # of an earlier version
+    path.write_text(json.dumps({k: v for k, v in good.items() if k != "state_sha256"}))
     assert fit(toy_loop(tmp_path)) == "finished"
 
 
@@ -223,9 +276,12 @@ def test_optimizers_and_schedules_resume(tmp_path):
     "Other optimisers and schedules continue to the same bits."
     plans = [("lion", "cosine"), ("adam", "warm_restarts"), ("sgd", "step"), ("adamw", "constant")]
     for optimizer, schedule in plans:
-        def make():
-            return toy_settings(stages=[{"epochs": 1}], optimizer=toy_optimizer(optimizer, lr=1e-3, weight_decay=.01),
-                                schedule=toy_schedule(schedule, period=3, at=.5))
+        def make(optimizer=optimizer, schedule=schedule):
+            return toy_settings(
+                stages=[{"epochs": 1}],
+                optimizer=toy_optimizer(optimizer, lr=1e-3, weight_decay=0.01),
+                schedule=toy_schedule(schedule, period=3, at=0.5),
+            )
         straight = toy_loop(tmp_path / f"{optimizer}-s", settings=make(), dropout=.1)
         fit(straight)
         status = "paused"

@@ -1,11 +1,12 @@
-"""Every recipe runs all its stages at demo scale: selections, mosaics, pseudo labels, refinement, distillation."""
+"""Every recipe runs all its stages at demo scale: selections, mosaics, pseudo labels, refinement,
+distillation."""
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from hms_hbac.data.competition import Competition, add_folds, events
 from hms_hbac.core import CLASSES, DataError, read_json, write_json
+from hms_hbac.data.competition import Competition, add_folds, events
 from hms_hbac.models.recipe import build, list_recipes, load_recipe, save_recipe
 from hms_hbac.simulate.competition import simulate
 from hms_hbac.training.checkpoints import save_weights
@@ -15,10 +16,21 @@ from hms_hbac.training.teachers import lineage
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    "A competition of few events and, for every recipe that others learn from, out-of-fold predictions of each fold."
+    """A competition of few events and, for every recipe that others learn from, out-of-fold predictions
+    of each fold."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("stages")
-    comp = Competition(simulate(folder / "comp", patients=8, test_patients=1, seed=2, workers=1, progress=False, recordings_per_patient=1.))
+    comp = Competition(
+        simulate(
+            folder / "comp",
+            patients=8,
+            test_patients=1,
+            seed=2,
+            workers=1,
+            progress=False,
+            recordings_per_patient=1.0,
+        )
+    )
     table = add_folds(events(comp.train), n=2, seed=42)
     teachers = {run for name in list_recipes() for s in load_recipe(name).stages for run in s.labels.runs}
     for name in teachers: untrained(name, comp, table, folder / "runs")
@@ -32,8 +44,17 @@ def untrained(name, comp, table, runs, fold=0, without=None, labels_from=(), sta
     torch.manual_seed(0)
     save_recipe(recipe, run / "recipe.yaml")
     save_weights(run / "model.safetensors", build(recipe).state_dict())
-    write_json(run / "manifest.json", {"status": status, "fold": fold, "data": comp.fingerprint, "events": events_hash(table),
-                                       "held_out": [f for f in (fold, without) if f is not None], "labels_from": list(labels_from)})
+    write_json(
+        run / "manifest.json",
+        {
+            "status": status,
+            "fold": fold,
+            "data": comp.fingerprint,
+            "events": events_hash(table),
+            "held_out": [f for f in (fold, without) if f is not None],
+            "labels_from": list(labels_from),
+        },
+    )
     part = table[table.fold == fold]
     part[["event_id"]].assign(**dict.fromkeys(CLASSES, 1 / 6)).to_parquet(run / "oof.parquet")
     return run
@@ -55,14 +76,20 @@ def test_all_stages_run(name, small):
 
 def student(comp, folder, name, fold=0, **labels):
     "A one-epoch run whose labels come from `tiny`, at the smallest scale."
-    recipe = load_recipe("panels_b0", "demo", ["folds=2", "batch_size=8", "stages=[{name: taught, epochs: 1}]"])
-    recipe.stages[0].labels = recipe.stages[0].labels.model_copy(update={"source": "distilled", "runs": ["panels_b0"], **labels})
+    recipe = load_recipe(
+        "panels_b0", "demo", ["folds=2", "batch_size=8", "stages=[{name: taught, epochs: 1}]"]
+    )
+    recipe.stages[0].labels = recipe.stages[0].labels.model_copy(
+        update={"source": "distilled", "runs": ["panels_b0"], **labels}
+    )
     recipe.name = name
     return train(recipe, comp.path, folder / "runs", fold, cache=folder / "cache", log=False)
 
 
 def test_labels_never_see_the_held_out_fold(small, tmp_path):
-    "The teacher of the student's own fold labels its rows; any other is refused by name, over two hops too; nested fits are asked by fold."
+    """The teacher of the student's own fold labels its rows.
+
+    Any other is refused by name, over two hops too; nested fits are asked by fold."""
     comp, folder = small
     table = add_folds(events(comp.train), n=2, seed=42)
     runs = folder / "runs"
@@ -71,14 +98,22 @@ def test_labels_never_see_the_held_out_fold(small, tmp_path):
     assert manifest["held_out"] == [0] and [r["run"] for r in manifest["labels_from"]] == ["panels_b0/fold0"]
     assert manifest["labels_from"][0]["held_out"] == [0]
 
-    other = lineage(untrained("panels_b0", comp, table, runs, fold=1))               # a model that has seen fold 0 ...
-    untrained("panels_b0", comp, table, runs, fold=0, labels_from=[other])           # ... has labelled the rows of this teacher
-    with pytest.raises(DataError, match=r"panels_b0/fold0 \(by labels of panels_b0/fold1\) has seen the patients of fold 0"):
+    # a model that has seen fold 0 ...
+    other = lineage(untrained("panels_b0", comp, table, runs, fold=1))
+    # ... has labelled the rows of this teacher
+    untrained("panels_b0", comp, table, runs, fold=0, labels_from=[other])
+    with pytest.raises(
+        DataError, match=r"panels_b0/fold0 \(by labels of panels_b0/fold1\) has seen the patients of fold 0"
+    ):
         student(comp, folder, "leak")
-    write_json(teacher / "manifest.json", {**read_json(teacher / "manifest.json"), "labels_from": [], "events": "of another table"})
+    write_json(
+        teacher / "manifest.json",
+        {**read_json(teacher / "manifest.json"), "labels_from": [], "events": "of another table"},
+    )
     with pytest.raises(DataError, match="another table of events"): student(comp, folder, "moved")
 
-    with pytest.raises(DataError, match="no nested fits(.|\n)*--without 0"): student(comp, folder, "nested", teachers="nested")
+    with pytest.raises(DataError, match="no nested fits(.|\n)*--without 0"):
+        student(comp, folder, "nested", teachers="nested")
     untrained("panels_b0", comp, table, runs, fold=1, without=0)
     manifest = read_json(student(comp, folder, "nested", teachers="nested") / "manifest.json")
     assert [(r["run"], r["held_out"]) for r in manifest["labels_from"]] == [("without0/fold1", [1, 0])]

@@ -9,15 +9,15 @@ import pandas as pd
 import pytest
 from safetensors.torch import load_file
 
-from hms_hbac.training.batches import example_rows, stage_rows
-from hms_hbac.data.competition import Competition, events
 from hms_hbac.core import CLASSES, VOTES, CheckpointError, HmsError, RecipeError
-from hms_hbac.training.machine import make_accelerator
-from hms_hbac.training.fit import fit
-from hms_hbac.training.toy import toy_optimizer, toy_schedule
-from hms_hbac.models.recipe import load_recipe
+from hms_hbac.data.competition import Competition, events
 from hms_hbac.evaluation.runs import run_table
+from hms_hbac.models.recipe import load_recipe
+from hms_hbac.training.batches import example_rows, stage_rows
+from hms_hbac.training.fit import fit
+from hms_hbac.training.machine import make_accelerator
 from hms_hbac.training.run import train, train_folds
+from hms_hbac.training.toy import toy_optimizer, toy_schedule
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from toy_training import toy_loop, toy_settings
@@ -25,8 +25,15 @@ from toy_training import toy_loop, toy_settings
 
 @pytest.fixture(scope="module")
 def recipe():
-    return load_recipe("panels_twostage_b0", "demo", ["stages=[{name: few, epochs: 1, max_votes: 4, bound: divided, mosaic_epochs: 1}, "
-                                                      "{name: many, epochs: 1, min_votes: 4, bound: unanimous}]", "view=CropPad(Panels(), 100, 100)"])
+    return load_recipe(
+        "panels_twostage_b0",
+        "demo",
+        [
+            "stages=[{name: few, epochs: 1, max_votes: 4, bound: divided, mosaic_epochs: 1}, "
+            "{name: many, epochs: 1, min_votes: 4, bound: unanimous}]",
+            "view=CropPad(Panels(), 100, 100)",
+        ],
+    )
 
 
 @pytest.fixture(scope="module")
@@ -38,17 +45,41 @@ def runs(comp_dir, tmp_path_factory, recipe):
 
 def test_run_folder(runs, comp_dir, recipe):
     folder = runs / "panels_twostage_b0" / "fold0"
-    assert sorted(p.name for p in folder.iterdir()) == ["history.csv", "last", "manifest.json", "model.safetensors", "oof.parquet", "recipe.yaml"]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "history.csv",
+        "last",
+        "manifest.json",
+        "model.safetensors",
+        "oof.parquet",
+        "recipe.yaml",
+    ]
     assert load_recipe(folder / "recipe.yaml") == recipe
-    oof, manifest = pd.read_parquet(folder / "oof.parquet"), json.loads((folder / "manifest.json").read_text())
+    oof, manifest = (
+        pd.read_parquet(folder / "oof.parquet"),
+        json.loads((folder / "manifest.json").read_text()),
+    )
     assert list(oof.columns) == ["event_id", "eeg_id", "patient_id", "fold", "n_votes", *VOTES, *CLASSES]
     assert np.allclose(oof[list(CLASSES)].sum(axis=1), 1, atol=1e-6) and (oof.fold == 0).all()
-    assert manifest["status"] == "finished" and manifest["valid_rows"] == len(oof) and manifest["precision"] == "fp32"
-    assert {"versions", "recipe_hash", "data", "fold", "seed", "device", "wall_seconds", "samples_per_s"} <= set(manifest)
+    assert (
+        manifest["status"] == "finished"
+        and manifest["valid_rows"] == len(oof)
+        and manifest["precision"] == "fp32"
+    )
+    assert {
+        "versions",
+        "recipe_hash",
+        "data",
+        "fold",
+        "seed",
+        "device",
+        "wall_seconds",
+        "samples_per_s",
+    } <= set(manifest)
     history = pd.read_csv(folder / "history.csv")
     assert history.stage.tolist() == ["few", "many"]
     table = events(Competition(comp_dir).train)
-    assert manifest["train_rows"] + len(oof) == len(table) and manifest["samples"] == manifest["train_rows"]   # the two stages share out the rows
+    # the two stages share out the rows
+    assert manifest["train_rows"] + len(oof) == len(table) and manifest["samples"] == manifest["train_rows"]
 
 
 def test_folds_and_table(runs, comp_dir):
@@ -75,13 +106,21 @@ def test_time_budget_pauses_and_goes_on(runs, comp_dir, recipe, tmp_path):
         folder = train(recipe, comp_dir, tmp_path / "runs", 0, cache=cache, log=False, time_budget="0.001s")
         status, calls = json.loads((folder / "manifest.json").read_text())["status"], calls + 1
     assert status == "finished" and calls > 3
-    a, b = (load_file(r / "panels_twostage_b0" / "fold0" / "model.safetensors") for r in (runs, tmp_path / "runs"))
+    a, b = (
+        load_file(r / "panels_twostage_b0" / "fold0" / "model.safetensors") for r in (runs, tmp_path / "runs")
+    )
     assert a.keys() == b.keys() and all(a[k].equal(b[k]) for k in a)
 
 
 def test_patience_ends_a_stage(tmp_path):
-    flat = toy_settings(epochs=9, patience=2, stages=[{}], optimizer=toy_optimizer("sgd", lr=1e-9, weight_decay=0.), ema=None,
-                        schedule=toy_schedule("constant"))
+    flat = toy_settings(
+        epochs=9,
+        patience=2,
+        stages=[{}],
+        optimizer=toy_optimizer("sgd", lr=1e-9, weight_decay=0.0),
+        ema=None,
+        schedule=toy_schedule("constant"),
+    )
     fit(loop := toy_loop(tmp_path, settings=flat))
     assert len(loop.progress.history) < 18
 
@@ -94,13 +133,20 @@ def test_nothing_to_validate_on(tmp_path):
 
 
 def test_no_row_with_enough_votes(tmp_path):
-    fit(loop := toy_loop(tmp_path, settings=toy_settings(select_min_votes=99, stages=[{}])))
-    assert "no validation row has 99 votes" in json.loads((tmp_path / "manifest.json").read_text())["notes"][0]
+    fit(toy_loop(tmp_path, settings=toy_settings(select_min_votes=99, stages=[{}])))
+    assert (
+        "no validation row has 99 votes" in json.loads((tmp_path / "manifest.json").read_text())["notes"][0]
+    )
 
 
 def test_divergence_is_named(tmp_path):
-    wild = toy_settings(stages=[{}], clip=None, ema=None, optimizer=toy_optimizer("sgd", lr=1e30, weight_decay=0.),
-                        schedule=toy_schedule("constant"))
+    wild = toy_settings(
+        stages=[{}],
+        clip=None,
+        ema=None,
+        optimizer=toy_optimizer("sgd", lr=1e30, weight_decay=0.0),
+        schedule=toy_schedule("constant"),
+    )
     with pytest.raises(HmsError, match="diverged"): fit(toy_loop(tmp_path, settings=wild))
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert manifest["status"] == "failed" and "diverged" in manifest["error"]
@@ -108,12 +154,15 @@ def test_divergence_is_named(tmp_path):
 
 def test_tensorboard(runs, comp_dir, recipe, tmp_path):
     pytest.importorskip("tensorboard")
-    folder = train(recipe, comp_dir, tmp_path / "runs", 0, cache=runs.parent / "cache", log=False, track="tensorboard")
+    folder = train(
+        recipe, comp_dir, tmp_path / "runs", 0, cache=runs.parent / "cache", log=False, track="tensorboard"
+    )
     assert list(folder.rglob("events.out.tfevents*"))
 
 
 def test_a_tracker_that_is_not_installed(tmp_path):
-    with pytest.raises(RecipeError, match="no tracker 'abacus' is installed"): make_accelerator(track="abacus", folder=tmp_path)
+    with pytest.raises(RecipeError, match="no tracker 'abacus' is installed"):
+        make_accelerator(track="abacus", folder=tmp_path)
 
 
 def test_labels_from_elsewhere_survive_a_pause(tmp_path):
@@ -121,10 +170,17 @@ def test_labels_from_elsewhere_survive_a_pause(tmp_path):
     asked = []
     def source(loop, stage, rows):
         asked.append(stage.name)
-        return pd.DataFrame(np.eye(6)[[5] * len(rows)], index=loop.given.events.event_id.iloc[rows], columns=list(CLASSES))
+        return pd.DataFrame(
+            np.eye(6)[[5] * len(rows)], index=loop.given.events.event_id.iloc[rows], columns=list(CLASSES)
+        )
+
     for budget in (0, 0, None):
-        loop = toy_loop(tmp_path, budget=budget, settings=toy_settings(stages=[{"labels": SimpleNamespace(source="table")}]),
-                        label_sources={"table": source})
+        loop = toy_loop(
+            tmp_path,
+            budget=budget,
+            settings=toy_settings(stages=[{"labels": SimpleNamespace(source="table")}]),
+            label_sources={"table": source},
+        )
         status = fit(loop)
     assert status == "finished" and asked == ["all"] and loop.state.targets[loop.state.rows, 5].eq(1).all()
 
@@ -132,11 +188,32 @@ def test_labels_from_elsewhere_survive_a_pause(tmp_path):
 def test_stages_on_the_real_table(real):
     "Counted once by hand from the vote columns of the public extract (20,080 events)."
     table = events(Competition(real / "competition").train)
-    def count(**over): return int(stage_rows(table, SimpleNamespace(**({"min_votes": 0, "max_votes": None, "bound": None, "keep": 1.0, "keep_from": 0, "leave_out": []} | over))).sum())
+
+    def count(**over):
+        return int(
+            stage_rows(
+                table,
+                SimpleNamespace(
+                    **(
+                        {
+                            "min_votes": 0,
+                            "max_votes": None,
+                            "bound": None,
+                            "keep": 1.0,
+                            "keep_from": 0,
+                            "leave_out": [],
+                        }
+                        | over
+                    )
+                ),
+            ).sum()
+        )
+
     votes = table[list(VOTES)].to_numpy()
     unanimous_4 = ((votes == 4).any(1) & (votes.sum(1) == 4)).sum()
     assert len(table) == 20080 and unanimous_4 == 152
-    assert count(min_votes=10) == 6313 and count(min_votes=8) == 6313               # 7 votes are the most below 10
+    # 7 votes are the most below 10
+    assert count(min_votes=10) == 6313 and count(min_votes=8) == 6313
     assert count(min_votes=4, max_votes=28) == 8339 and count(max_votes=3) == 11741
     assert count(max_votes=4, bound="divided") == 11741 + 743 - 152 == 12332
     assert count(min_votes=4, bound="unanimous") == 8339 - 743 + 152 == 7748
