@@ -35,7 +35,8 @@ def fit_mean(prob, target, patient=None):
 def fit_simplex(prob, target, patient=None):
     "Non-negative weights of sum 1 on the probabilities."
     M, N = prob.shape[:2]
-    flat, t = prob.reshape(M, -1), target.reshape(-1)
+    voted = target.reshape(-1) > 0                          # the other entries cost nothing
+    flat, t = prob.reshape(M, -1)[:, voted], target.reshape(-1)[voted]
     def f(w):
         q = (w @ flat).clip(FLOOR)
         return w.sum() - t @ np.log(q) / N, 1 - flat @ (t / q) / N
@@ -103,11 +104,11 @@ def shrunk_slope(x, prob, target):
     J[..., :M] = (x[M] * w[:, None, None] * (prob / mean - 1)).transpose(1, 2, 0)
     J[..., M] = np.log(mean)
     J[..., M + 1:] = np.eye(6)
-    grad = np.einsum("nc,ncp->np", q - target, J)
-    return grad, J * np.sqrt(q)[..., None], np.einsum("nc,ncp->np", q, J)
+    grad = ((q - target)[:, None] @ J)[:, 0]
+    return grad, J * np.sqrt(q)[..., None], (q[:, None] @ J)[:, 0]
 
 # %% ../../nbs/10_evaluation/03_blending.ipynb #8de72c33
-RIDGES = (1., .3, .1, .03, .01, .003, .001, .0003)
+RIDGES = (1., .3, .1, .03, .01, .003, .001)
 
 
 def newton_sums(x, prob, target, part, parts):

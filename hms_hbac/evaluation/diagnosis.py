@@ -22,6 +22,7 @@ from hms_hbac.evaluation.uncertainty import (
     covered,
     crossfit_sets,
     kl_parts,
+    set_threshold,
     temperature_by_votes,
 )
 from ..models.losses import kl_rows
@@ -95,7 +96,9 @@ def coverage_part(target, prob, n_votes, patient, name, promised=(.8, .9, .95)):
         ax.errorbar(by.index, by.covered.astype(float), yerr=reach, fmt="o", color=color, capsize=3)
         ax.axhline(p, color=color, lw=1, ls="--")
         found = covered(sets, target).mean()
-        told.append(f"{p:.0%} promised, {found:.0%} found with {sets.sum(1).mean():.1f} classes a set")
+        low = set_threshold(prob, target, p)[0]
+        told.append(f"{p:.0%} promised, {found:.0%} found with {sets.sum(1).mean():.1f} classes a set "
+                    f"(predict --sets {low:.3f})")
     ax.set(xlabel="votes", ylabel="votes inside the set", ylim=(None, 1.02))
     said = "Sets of classes hold the share of votes that they promise (dashed): " + "; ".join(told) + "."
     return page.picture(ax.figure, f"{name}: {said}", said)

@@ -13,10 +13,10 @@ from hms_hbac.evaluation.uncertainty import (
     example_votes,
     fit_exponent,
     kl_parts,
-    prediction_sets,
     set_threshold,
     temperature_by_votes,
 )
+from hms_hbac.inference.pooling import class_sets
 from hms_hbac.models.losses import kl_rows
 from hms_hbac.models.votes import fit_mixture
 
@@ -40,13 +40,13 @@ def fresh():
 @pytest.mark.parametrize("promised", [.8, .9, .95])
 def test_promised_and_found_agree_within_the_binomial_interval(fresh, promised):
     prob, vote, n_votes, _ = fresh
-    sets = prediction_sets(prob, set_threshold(PROB, TARGET, promised))
+    sets = class_sets(prob, set_threshold(PROB, TARGET, promised))
     hit = sets[np.arange(len(vote)), vote]
     assert inside(hit.sum(), len(hit), promised)
     # the number of votes says nothing about the segment here
     for n in np.unique(n_votes):
         assert inside(hit[n_votes == n].sum(), (n_votes == n).sum(), promised), n
-    by_class = prediction_sets(prob, set_threshold(PROB, TARGET, promised, by_class=True))
+    by_class = class_sets(prob, set_threshold(PROB, TARGET, promised, by_class=True))
     for c in range(6):
         assert inside(by_class[vote == c, c].sum(), (vote == c).sum(), promised), c
 
@@ -54,7 +54,7 @@ def test_promised_and_found_agree_within_the_binomial_interval(fresh, promised):
 def test_sets_calibrated_on_majorities_cover_too_little(fresh):
     prob, vote, _, truth = fresh
     majority = np.eye(6)[TARGET.argmax(1)]
-    sets = prediction_sets(prob, set_threshold(PROB, majority, .9))
+    sets = class_sets(prob, set_threshold(PROB, majority, .9))
     hit = sets[np.arange(len(vote)), vote].sum()
     assert hit < binom.ppf(1e-6, len(vote), .9) and covered(sets, truth).mean() < .87
 
@@ -65,7 +65,7 @@ def test_few_calibration_rows_promise_with_care():
     for i in range(300):
         rows = np.arange(i * 40, i * 40 + 30)
         new = np.arange(i * 40 + 30, i * 40 + 40)
-        got.append(covered(prediction_sets(PROB[new], set_threshold(PROB[rows], TARGET[rows], .9)),
+        got.append(covered(class_sets(PROB[new], set_threshold(PROB[rows], TARGET[rows], .9)),
                            TRUTH[new]).mean())
     assert np.mean(got) >= .9 - 3 * np.std(got) / len(got) ** .5
 
@@ -99,7 +99,8 @@ def test_handing_over_by_the_error_itself_is_the_lowest_curve():
     kl = kl_rows(TARGET, PROB)
     best = abstention_curve(PROB, TARGET, PATIENT, kl, draws=100)
     assert np.allclose(best.kl, best.best)
-    _, votes, prob, patient = example_votes(4000, seed=3, noise=.2, sharpen=1)      # a model as sure as it may be
+    # a model that is as sure as it may be
+    _, votes, prob, patient = example_votes(4000, seed=3, noise=.2, sharpen=1)
     plain = abstention_curve(prob, votes / votes.sum(1, keepdims=True), patient, draws=100)
     assert (plain.kl >= plain.best - 1e-12).all() and plain.kl.iloc[-1] < plain.low.iloc[0]
 
