@@ -221,6 +221,7 @@ def run_epoch(loop: Loop):
     switch(loop.system, loop.stage, p.epoch)
     end_warmup(loop)
     if due(loop): assess(loop)
+    before = sum(s.epochs for s in loop.settings.stages[:p.stage])       # augmentation counts epochs over all
     parts = epoch_parts(loop)
     reader = Prefetch(
         parts, partial(read_part, loop, before + p.epoch), pin=device.type == "cuda"
