@@ -229,5 +229,7 @@ class Backbone(nn.Module):
 
 def take_out_finish(net: nn.Module):
     "Remove what timm does between pooling and classifier, so that no parameter is left without a gradient."
-    for name in ("conv_head", "norm_head", "act2", "head", "fc_norm"):
+    # others pool after these
+    late = ("conv_head", "norm_head", "act2") if type(net).__name__ == "MobileNetV3" else ()
+    for name in ("head", "fc_norm", *late):
         if hasattr(net, name): setattr(net, name, nn.Identity())

@@ -45,7 +45,8 @@ class PlainLoader(yaml.SafeLoader):
         finally: self.level -= 1
 
 
-BOOL = "tag:yaml.org,2002:bool"            # YAML 1.1 reads on, off, yes and no as truth values: here they are words
+# YAML 1.1 reads on, off, yes and no as truth values; these are words
+BOOL = "tag:yaml.org,2002:bool"
 PlainLoader.yaml_implicit_resolvers = {first: [r for r in given if r[0] != BOOL]
                                        for first, given in yaml.SafeLoader.yaml_implicit_resolvers.items()}
 PlainLoader.add_implicit_resolver(BOOL, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))

@@ -160,9 +160,10 @@ def test_published_head_of_mobilenet():
     with torch.device("meta"):
         net = ImageModel("mobilenetv3_large_100", (1, 400, 768), stem="large", bias=False, finish=False)
     assert net.head.weight.shape == (6, 960) and net.backbone.net.conv_stem.kernel_size == (17, 17)
-    small = ImageModel("test_convnext", (1, 64, 96), finish=False)
-    small(torch.randn(2, 1, 64, 96)).square().sum().backward()
-    assert [n for n, p in small.named_parameters() if p.grad is None] == []
+    for name in ("test_convnext", "test_efficientnet", "test_vit", "test_resnet"):
+        small = ImageModel(name, (1, 64, 96), finish=False)
+        small(torch.randn(2, 1, 64, 96)).square().sum().backward()
+        assert [n for n, p in small.named_parameters() if p.grad is None] == []
 
 
 def test_large_stem_keeps_the_stride():
