@@ -1,7 +1,6 @@
 """The report: its content, its faults, and how a browser shows it."""
 import json
 import shutil
-import time
 
 import numpy as np
 import pandas as pd
@@ -9,8 +8,8 @@ import pytest
 from browser import chromium
 from bs4 import BeautifulSoup
 
-from hms_hbac.data.competition import Competition, add_folds, events
 from hms_hbac.core import CLASSES, VOTES, DataError, write_json
+from hms_hbac.data.competition import Competition, add_folds, events
 from hms_hbac.evaluation.report import report
 from hms_hbac.training.oof import oof_kl
 
@@ -20,16 +19,22 @@ NASTY = "<img src=x onerror=alert(1)> & \"co\""
 def write_run(runs, name, comp, table, fog, seed, folds=(0, 1), status="finished", origin="made up"):
     "Run folders as training leaves them; the predictions are the votes seen through a fog."
     rng = np.random.default_rng(seed)
-    noisy = (table[list(VOTES)].to_numpy(float) / table[["n_votes"]].to_numpy() + .08) * np.exp(fog * rng.standard_normal((len(table), 6)))
-    oof = table[["event_id", "eeg_id", "patient_id", "fold", "n_votes", *VOTES]].assign(**dict(zip(CLASSES, (noisy / noisy.sum(1, keepdims=True)).T)))
+    noisy = (table[list(VOTES)].to_numpy(float) / table[["n_votes"]].to_numpy()
+             + .08) * np.exp(fog * rng.standard_normal((len(table), 6)))
+    oof = table[["event_id", "eeg_id", "patient_id", "fold", "n_votes",
+                 *VOTES]].assign(**dict(zip(CLASSES, (noisy / noisy.sum(1, keepdims=True)).T, strict=True)))
     for k in folds:
         folder = runs / name / f"fold{k}"
         folder.mkdir(parents=True)
         oof[oof.fold == k].to_parquet(folder / "oof.parquet")
         (folder / "recipe.yaml").write_text(json.dumps({"name": name, "origin": origin}))
-        pd.DataFrame({"stage": ["all", "all"], "update": [5, 10], "loss": [1.5, 1.], "lr": [1e-3, 1e-4], "kl_selected": [1.2, .9]}).to_csv(folder / "history.csv", index=False)
-        write_json(folder / "manifest.json", {"status": status, "recipe": name, "fold": k, "data": comp.fingerprint, "data_path": str(comp.path), "seed": 42,
-                   "wall_seconds": 100. * seed, "samples_per_s": 40., "notes": [NASTY], "versions": {"python": "3.11", "torch": "2.15.0"}})
+        pd.DataFrame({"stage": ["all", "all"], "update": [5, 10], "loss": [1.5, 1.], "lr": [1e-3, 1e-4],
+                      "kl_selected": [1.2, .9]}).to_csv(folder / "history.csv", index=False)
+        write_json(folder / "manifest.json",
+                   {"status": status, "recipe": name, "fold": k, "data": comp.fingerprint,
+                    "data_path": str(comp.path), "seed": 42,
+                   "wall_seconds": 100. * seed, "samples_per_s": 40., "notes": [NASTY],
+                    "versions": {"python": "3.11", "torch": "2.15.0"}})
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +58,14 @@ def soup(file):
     return BeautifulSoup(file.read_text(encoding="utf-8"), "html.parser")
 
 
-COLUMNS = ["recipe", "KL, 10 votes or more", "KL, all", "difference to the best", "events", "folds", "wall time", "samples/s", "origin"]
+COLUMNS = ["recipe", "KL, 10 votes or more", "KL, all", "difference to the best", "events", "folds",
+           "wall time", "samples/s", "origin"]
 
 
 def column(soup, name):
-    return [row.find_all(["th", "td"])[COLUMNS.index(name)]["data-v"] for row in soup.select("#leaderboard tbody tr")]
+    return [row.find_all(["th",
+                          "td"])[COLUMNS.index(name)]["data-v"]
+            for row in soup.select("#leaderboard tbody tr")]
 
 
 def test_leaderboard_says_what_the_runs_say(soup, runs):
@@ -65,7 +73,8 @@ def test_leaderboard_says_what_the_runs_say(soup, runs):
     oof = pd.concat([pd.read_parquet(f) for f in (runs / "thick_fog").glob("fold*/oof.parquet")])
     kl = oof_kl(oof)
     assert float(column(soup, "KL, all")[2]) == pytest.approx(kl.mean())
-    assert float(column(soup, "KL, 10 votes or more")[2]) == pytest.approx(kl[(oof.n_votes >= 10).to_numpy()].mean())
+    sure = kl[(oof.n_votes >= 10).to_numpy()].mean()
+    assert float(column(soup, "KL, 10 votes or more")[2]) == pytest.approx(sure)
     cell = soup.select("#leaderboard tbody tr")[2].find_all(["th", "td"])[COLUMNS.index("KL, all")].get_text()
     mean, low, high = (float(x) for x in cell.replace("(", "").replace(")", "").replace("to", "").split())
     assert low < mean < high
@@ -74,13 +83,16 @@ def test_leaderboard_says_what_the_runs_say(soup, runs):
 
 
 def test_every_part_is_there_and_every_picture_has_words(soup, file):
-    assert [s["id"] for s in soup.select("main > section")] == ["leaderboard", "ensemble", "errors", "events", "training", "environment", "commands"]
+    assert [s["id"] for s in soup.select("main > section")] == ["leaderboard", "ensemble", "errors",
+                                                                "uncertainty", "events", "training",
+                                                                "environment", "commands"]
     pictures = soup.find_all("img")
     assert all(len(p["alt"]) > 20 and p["src"].startswith("data:image/png;base64,") for p in pictures)
     assert sum(p["alt"].startswith("Event card") for p in pictures) == 4
     assert file.stat().st_size < 15e6
     assert all(soup.find(id=a["href"][1:]) for a in soup.select("nav a"))
-    assert "thick_fog" in soup.find(id="ensemble").get_text() and "because" in soup.find(id="ensemble").get_text()
+    ensemble = soup.find(id="ensemble").get_text()
+    assert "thick_fog" in ensemble and "because" in ensemble
     assert "hms-hbac train" in soup.find(id="commands").get_text()
 
 
@@ -91,7 +103,8 @@ def test_text_of_others_stays_text(soup):
 
 
 def test_nothing_is_loaded_from_elsewhere(soup):
-    addresses = [t[a] for t in soup.find_all(True) for a in ("src", "href", "action", "data", "poster") if t.has_attr(a)]
+    addresses = [t[a] for t in soup.find_all(True) for a in ("src", "href", "action", "data",
+                                                             "poster") if t.has_attr(a)]
     assert all(a.startswith(("data:", "#")) for a in addresses)
     assert "url(" not in soup.style.get_text() and "@import" not in soup.style.get_text()
     assert len(soup.find_all("script")) == 1
@@ -105,7 +118,8 @@ def test_same_runs_same_page(runs, file, comp_dir, tmp_path):
 
 def test_without_data_there_are_no_events_but_the_rest_stands(runs, tmp_path):
     soup = BeautifulSoup(report(runs / "thick_fog", tmp_path / "r.html").read_text(), "html.parser")
-    assert soup.find(id="events") is None and soup.find(id="errors") and "Nothing to blend" in soup.find(id="ensemble").get_text()
+    assert soup.find(id="events") is None and soup.find(id="errors")
+    assert "Nothing to blend" in soup.find(id="ensemble").get_text()
     assert column(soup, "recipe") == ["thick_fog"]
 
 
@@ -142,7 +156,8 @@ def test_other_data_is_refused_and_an_unreadable_recording_is_named(runs, comp_d
     for f in mine.glob("*/*/manifest.json"):
         f.write_text(f.read_text().replace(Competition(comp_dir).fingerprint, Competition(copy).fingerprint))
     soup = BeautifulSoup(report(mine, tmp_path / "r.html", data=copy, n_cards=1).read_text(), "html.parser")
-    assert "not readable" in soup.find(id="events").get_text() or "cannot" in soup.find(id="events").get_text()
+    said = soup.find(id="events").get_text()
+    assert "not readable" in said or "cannot" in said
     assert not soup.find(id="events").find_all("img")
 
 
@@ -162,21 +177,29 @@ def test_fits_without_complaint_or_request(tab, file, width):
     assert tab.run("document.scrollingElement.scrollWidth") <= width
     assert tab.run("Math.max(...[...document.images].map(i => i.getBoundingClientRect().right))") <= width
     assert tab.run("[...document.images].every(i => i.naturalWidth > 0)")
-    assert [t for t in tab.run("[...document.querySelectorAll('#leaderboard thead th')].map(t => t.textContent)")] == COLUMNS
-    assert tab.run("[...document.querySelectorAll('.scroll')].every(b => b.getBoundingClientRect().right <= innerWidth)")
+    heads = tab.run("[...document.querySelectorAll('#leaderboard thead th')].map(t => t.textContent)")
+    assert heads == COLUMNS
+    inside = "b => b.getBoundingClientRect().right <= innerWidth"
+    assert tab.run(f"[...document.querySelectorAll('.scroll')].every({inside})")
     assert tab.complaints() == []
     assert {u for u in tab.requests() if not u.startswith("data:")} == {file.as_uri()}
 
 
 def test_the_table_sorts_by_mouse_and_keyboard(tab, file):
     tab.show(file.as_uri(), 1400)
-    names = lambda: tab.run("[...document.querySelectorAll('#leaderboard tbody tr')].map(r => r.cells[0].textContent)")
-    order = lambda i: tab.run(f"document.querySelectorAll('#leaderboard thead th')[{i}].getAttribute('aria-sort')")
+    def names():
+        rows = "[...document.querySelectorAll('#leaderboard tbody tr')]"
+        return tab.run(f"{rows}.map(r => r.cells[0].textContent)")
+
+    def order(i):
+        return tab.run(f"document.querySelectorAll('#leaderboard thead th')[{i}].getAttribute('aria-sort')")
+
     button = "document.querySelectorAll('#leaderboard thead th')[{}].querySelector('button')"
     tab.run(button.format(4) + ".click()")                       # events
     assert (order(4), order(6)) == ("ascending", "none")
     tab.run(button.format(6) + ".click()")                       # wall time: 200, 300, 400 and 1800 s
-    assert (names(), order(6), order(4)) == (["thin_fog", "begun", "thick_fog", "middle_fog"], "ascending", "none")
+    assert (names(), order(6), order(4)) == (["thin_fog", "begun", "thick_fog", "middle_fog"], "ascending",
+                                             "none")
     tab.run(button.format(6) + ".focus()")
     tab.press("Enter")
     assert (names(), order(6)) == (["middle_fog", "thick_fog", "begun", "thin_fog"], "descending")
