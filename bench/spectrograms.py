@@ -117,7 +117,8 @@ WINNERS = {      # name: (straightforward, ours), both of 16 signals of 50 s
 
 def compare_winners(eeg):
     """Print ms per EEG of the winners' spectra, straightforward and ours, the ratio, and the largest
-    difference away from the ends."""
+    difference away from the ends. A plain wavelet of 3 cycles also hears what is slower than any wave; ours
+    has no negative frequencies and does not, so superlets differ at the lowest frequencies."""
     for name, (slow, fast) in WINNERS.items():
         x = MONTAGES["interleaved"].derive(eeg)
         with torch.inference_mode():
