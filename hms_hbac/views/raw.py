@@ -32,7 +32,7 @@ class Folded(View):
         return self.source.forward(batch).unflatten(-1, (self.rows, -1)).flatten(1, 2).unsqueeze(1)
 
     def tiles(self, window=0):
-        return [Tile((i * self.rows, (i + 1) * self.rows), (0, self.shape[2]), t.label) for i,
+        return [Tile((i * self.rows, (i + 1) * self.rows), (0, self.shape[2]), t.label.split(" ")[0]) for i,
                 t in enumerate(self.source.tiles(window))]
 
 # %% ../../nbs/05_views/06_raw.ipynb #069f9aae

@@ -47,7 +47,7 @@ def mel_decibels(x, n_mels: int = 64, n_fft: int = 512, window: int = 128, hop: 
 def spectra_tiles(source, height, columns, hz, window):
     """Tiles of one picture per signal, under each other as (C * height) rows; `columns`: [(first, end,
     (seconds, seconds))]."""
-    labels = [t.label for t in source.tiles(window)]
+    labels = [t.label.split(" ")[0] for t in source.tiles(window)]               # the place, not the band
     return [Tile((i * height, (i + 1) * height), (a, b), name, hz, s) for a, b, s in columns for i,
             name in enumerate(labels)]
 
