@@ -13,9 +13,13 @@ LADDERS = [p for p in LADDERS if p.stem != "votes_real"]           # climbs noth
 
 def read(path, scale):
     "The rungs of a notebook and the place they ask for; nothing is simulated or trained."
-    code = "\n".join("".join(c["source"]) for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code")
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    code = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
     code = code.split("table = climb")[0].replace("where = place(", "where = somewhere(")
-    names = {"somewhere": lambda comp, small=(), epochs=4, **_: Place(None, None, None, scale, (0, 1), epochs, tuple(small))}
+    def somewhere(comp, small=(), epochs=4, **_):
+        return Place(None, None, None, scale, (0, 1), epochs, tuple(small))
+
+    names = {"somewhere": somewhere}
     exec(code, names)
     return names["rungs"], names["where"]
 
@@ -28,7 +32,8 @@ def test_there_is_a_ladder_for_every_family():
 @pytest.mark.parametrize("path", LADDERS, ids=lambda p: p.stem)
 def test_every_rung_can_be_built_and_differs_from_the_one_below(path, scale):
     rungs, where = read(path, scale)
-    made = {name: rung_recipe(name, recipe, changes, where) for name, (recipe, changes, _) in stack(rungs).items()}
+    todo = stack(rungs).items()
+    made = {name: rung_recipe(name, recipe, changes, where) for name, (recipe, changes, _) in todo}
     assert len(made) >= 7
     for name, (_, _, below) in stack(rungs).items():
         if hasattr(made[name].net, "pretrained"): made[name].net.pretrained = "none"
