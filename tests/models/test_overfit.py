@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import TypeAdapter
 
-from hms_hbac.core import EEG_RATE, EEG_SAMPLES, SPEC_BINS, SPEC_STEPS
+from hms_hbac.core import CHANNELS, EEG_RATE, EEG_SAMPLES, SPEC_BINS, SPEC_STEPS
 from hms_hbac.models.losses import KL, loss
 from hms_hbac.models.nets import Net
 from hms_hbac.models.recipe import list_recipes, load_recipe
@@ -20,17 +20,18 @@ from hms_hbac.views.systems import view
 from hms_hbac.views.transforms import packed
 
 TARGET = torch.eye(6)[torch.tensor([0, 1, 2, 3, 4, 5, 0, 1])]
+PLACES = ("Fp1", "T3", "C3", "O1", "Fp2", "C4", "T4", "O2")
 UPDATES, GOAL = 150, .1
 
 
 @cache
 def windows():
-    "Eight windows: a rhythm of its own on two electrodes each, and a band of its own in the spectrogram."
+    "Eight windows: a rhythm of its own at an electrode of its own, and a band of its own in the spectrogram."
     g = torch.Generator().manual_seed(0)
     eeg, t = 5 * torch.randn(8, 20, EEG_SAMPLES, generator=g), torch.arange(EEG_SAMPLES) / EEG_RATE
     spectrogram = torch.rand(8, 4, SPEC_BINS, SPEC_STEPS, generator=g) + .5
     for k in range(8):
-        eeg[k, [k, k + 8]] += 60 * torch.sin(2 * torch.pi * (1.5 + 2 * k) * t)
+        eeg[k, CHANNELS.index(PLACES[k])] += 60 * torch.sin(2 * torch.pi * (1.5 + 2 * k) * t)
         spectrogram[k, k % 4, 12 * k:12 * k + 12] += 30
     return {"eeg": eeg, "spectrogram": spectrogram}
 
@@ -75,7 +76,7 @@ def fitted(expr, net, criterion, blank=False):
         laid = torch.cat([packed(p, s, width) for p, s in zip(x, parts, strict=True)], 1)[:, None]
         model = net.build(laid.shape[1:], parts)
     model, criterion = model.train(), loss(criterion)
-    optimizer = torch.optim.AdamW(model.parameters(), 3e-3, weight_decay=0)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2 if len(laid.shape) == 3 else 3e-3, weight_decay=0)
     for _ in range(UPDATES):
         logits = model(laid)
         kl = KL()(logits if logits.ndim == 2 else logits[:, 0], TARGET).item()
