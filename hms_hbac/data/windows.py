@@ -95,7 +95,7 @@ class WindowDataset(torch.utils.data.Dataset):
                  spec_steps: int = SPEC_STEPS,         # columns of a spectrogram window; 0: none
                  offset: str = "middle",               # or random
                  seed: int = 0,
-                 eeg: bool = True):                    # False: EEGs are not read
+                 eeg: bool = True):                    # read the EEG's windows
         if offset not in ("middle", "random"):
             raise DataError(f"offset {offset!r} is neither 'middle' nor 'random'")
         self.source, self.spec_steps, self.offset, self.seed = source, spec_steps, offset, seed

@@ -32,6 +32,7 @@ def test_items_and_batches(folder, cache):
     with pytest.raises(IndexError): ds[4]
     assert len(list(iter(ds))) == 4
     assert set(WindowDataset(Recordings(cache), EVENTS, spec_steps=0)[0]) == {"key", "event_id", "target", "n_votes", "eeg"}
+    assert "eeg" not in WindowDataset(Recordings(cache), EVENTS, eeg=False)[0]
 
 
 def test_wider_spectrogram_windows_are_centred(cache):
