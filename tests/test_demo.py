@@ -1,4 +1,5 @@
 """The README's path as a user walks it: whole commands, on a small competition."""
+import re
 import subprocess
 import sys
 
@@ -33,6 +34,7 @@ def test_demo_leaves_what_it_promises(out):
     said = (out / "stdout.txt").read_text()
     assert said.splitlines()[-1] == f"report      {out / 'report.html'}"
     assert "submission.csv (valid: one row per test row)" in said and "mean vote on held-out patients" in said
+    assert re.search(r"^seconds=\d+ gap_closed=-?\d+\.\d\d$", said, re.M)
     assert "beats its better member" in said or "does NOT beat its better member" in said
     scores = pd.read_csv(out / "scores.csv", index_col="member")
     assert list(scores.index) == ["panels_b0", "resnet1d_gru", "ensemble", "mean vote", "floor"]
