@@ -72,7 +72,7 @@ def test_units_and_sides_of_features():
 def test_the_real_files_are_read_and_hardly_told_apart(real):
     segments = real_segments(real / "iiic")
     named = {"SZ": "seizure", "LPD": "lpd", "GPD": "gpd", "LRDA": "lrda", "GRDA": "grda", "Other": "other"}
-    split = {"SZ_sample4", "LRDA_sample4", "GRDA_sample3", "GRDA_sample4", "Other_sample2"}     # raters say otherwise
+    split = {"SZ_sample4", "LRDA_sample4", "GRDA_sample3", "GRDA_sample4", "Other_sample2"}   # raters differ
     for segment in segments:                            # the majority of votes agrees with the file's name
         kind = named.get(segment.name.split("_")[0])
         if kind and segment.name not in split: assert CLASSES[segment.shares.argmax()] == kind
