@@ -1,4 +1,4 @@
-"""Every command from the outside, against what a hostile user and an unlucky machine bring: exit 0, 1, 2 or 3,
+"""Commands from the outside, against what a hostile user and an unlucky machine bring: exit 0, 1, 2 or 3,
 a message and never a traceback, and no file outside the output changes."""
 import errno
 import os
@@ -216,12 +216,8 @@ def test_random_manifests_and_models(tmp_path_factory, manifest, model, with_rec
 
 def limited(size, *args):
     "A command in a process whose files may not grow beyond `size` bytes: (status, stderr)."
-    code = (
-        """import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2).
-
-        Sys.argv.pop(1); ."""
-        "from hms_hbac.cli import app; app()"
-    )
+    code = ("import resource, sys\nresource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)),) * 2)\n"
+            "from hms_hbac.cli import app\napp()")
     done = subprocess.run(
         [sys.executable, "-c", code, str(size), *map(str, args)], capture_output=True, text=True
     )
