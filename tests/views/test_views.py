@@ -461,7 +461,7 @@ def test_differentiable(batch):
                                            ("Stats(Resize(Panels(), 50, 50))", "no image of 4 panels"),
     ("Normalize(3)", "is no view"), ("Resize(Sequence(), 8, 8)", "is no image"),
                                            ("Panels(colour=1)", "unexpected keyword"),
-    ("Spectra()", "unknown name 'Spectra'"), ("RawImage('Fp1,Xx')", "cannot draw")])
+    ("Spectre()", "unknown name 'Spectre'"), ("RawImage('Fp1,Xx')", "cannot draw")])
 def test_a_wrong_expression_is_told_at_once(text, message):
     with pytest.raises(HmsError, match=message):
         view(text)
