@@ -262,13 +262,9 @@ def test_a_read_only_folder(place):
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals(place, number, status):
     "A command that is stopped ends with 128 plus the signal's number, a line, and no half of its output."
-    code = (
-        """import sys, time; from pathlib import Path; from hms_hbac.kaggle import package.
-
-        From hms_hbac.cli import app\n."""
-        "def slow(*a): Path('begun').touch(); time.sleep(60)\n"
-        "package.pack_run = slow\napp(['kaggle', 'weights', 'runs', '--out', 'w'])"
-    )
+    code = ("import sys, time\nfrom pathlib import Path\nfrom hms_hbac.kaggle import package\n"
+            "from hms_hbac.cli import app\ndef slow(*a): Path('begun').touch(); time.sleep(60)\n"
+            "package.pack_run = slow\napp(['kaggle', 'weights', 'runs', '--out', 'w'])")
     child = subprocess.Popen([sys.executable, "-c", code], cwd=place, stderr=subprocess.PIPE, text=True)
     until = time.time() + 120
     while not (place / "begun").exists() and time.time() < until: time.sleep(.05)

@@ -197,17 +197,14 @@ def files():
         "weights", "hms-hbac-weights", "hms hbac weights", "Trained systems of hms_hbac for inference"
     )
     out[".gitignore"] = (
-        """# what `hms-hbac kaggle wheel` and `weights` put beside the
-        metadata\n/wheel/*\n/weights/*\n/.*.part\n!*/dataset-metadata.json\n"""
+        "# what `hms-hbac kaggle wheel` and `weights` put beside the metadata\n"
+        "/wheel/*\n/weights/*\n/.*.part\n!*/dataset-metadata.json\n"
     )
     for name, title in TITLES.items():
         about = (
-            """Trains on all GPUs until the budget is over.
-
-            `hms-hbac kaggle push --resume` attaches this kernel's last ."""
-            """output, from which the next run goes on. Internet is on.
-
-            The pretrained backbones come from the Hugging Face hub."""
+            "Trains on all GPUs until the budget is over. `hms-hbac kaggle push --resume` attaches this kernel's last "
+            "output, from which the next run goes on. Internet is on: the pretrained backbones come from the "
+            "Hugging Face hub."
         )
         out |= kernel(
             name, title, about, TRAIN.format(recipes=written(trained(name))), "states", internet=True
@@ -221,9 +218,8 @@ def files():
     out |= kernel(
         "submit-ensemble",
         "Submission: four notebooks, one blend",
-        """The mean of four notebooks, as published.
-
-                  Each member runs in a process of its own with its own time limit; its notebook ."""
+        "The mean of four notebooks, as published. Each member runs in a process of its own with its own time "
+        "limit; its notebook "
         "lies beside the wheel. A valid `submission.csv` exists from the first minute on.",
         cell,
         'print(verdict(members), members.to_string(index=False), sep="\\n\\n")',

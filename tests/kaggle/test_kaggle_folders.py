@@ -160,13 +160,10 @@ with folders.renewed(sys.argv[1], "weights") as build:
 
 def test_sigterm_leaves_no_half(tmp_path, runs):
     "SIGTERM while a folder is built: status 143, the old content, and no temporary folder."
-    code = (
-        """import sys, time; from pathlib import Path\nfrom hms_hbac.kaggle import package\nfrom
-        hms_hbac.cli import app\n"""
-        "inner = package.pack_run\ndef slow(*a): inner(*a); Path(sys.argv[-1]).touch(); time.sleep(60)\n"
-        "package.pack_run = slow\nflag = sys.argv.pop()\nsys.argv.append(flag)\n"
-        "app(['kaggle', 'weights', sys.argv[1], '--out', sys.argv[2]])"
-    )
+    code = ("import sys, time\nfrom pathlib import Path\nfrom hms_hbac.kaggle import package\n"
+            "from hms_hbac.cli import app\ninner = package.pack_run\n"
+            "def slow(*a): inner(*a); Path(sys.argv[3]).touch(); time.sleep(60)\n"
+            "package.pack_run = slow\napp(['kaggle', 'weights', sys.argv[1], '--out', sys.argv[2]])")
     out, flag = tmp_path / "weights", tmp_path / "begun"
     child = subprocess.Popen(
         [sys.executable, "-c", code, str(runs), str(out), str(flag)], stderr=subprocess.PIPE, text=True
