@@ -1,12 +1,15 @@
-"""How long `prepare` takes compared with only reading the same parquet files, and how its memory grows with their number.
+"""How long `prepare` takes compared with only reading the same parquet files, and how its memory grows with
+their number.
 
     python bench/prepare.py [--workers 2] [--files 100 400] [--repeats 5]
 
 Makes its own files of random numbers in a temporary folder (of `files`, five eighths EEGs of 50 s, the rest
-spectrograms of 640 s, as in the competition). Wall times are the best of `repeats` interleaved runs, files in the
-page cache for both sides; the reader decodes with pyarrow in as many threads and drops the numbers. Peak memory is the
-resident set of a fresh process. The last line is `read_ratio=... rss_ratio=...` (aims: <= 2, <= 1.2).
+spectrograms of 640 s, as in the competition). Wall times are the best of `repeats` interleaved runs, files
+in the page cache for both sides; the reader decodes with pyarrow in as many threads and drops the numbers.
+Peak memory is the resident set of a fresh process. The last line is `read_ratio=... rss_ratio=...` (aims:
+<= 2, <= 1.2).
 """
+
 import argparse
 import json
 import shutil
@@ -40,9 +43,12 @@ def make(folder, n):
     "A folder with n parquet files of random numbers."
     import numpy as np
     import pandas as pd
+
     from hms_hbac.core import CHANNELS, spectrogram_columns
+
     rng, n_eegs = np.random.default_rng(0), n * 5 // 8
-    for name in ("train_eegs", "train_spectrograms"): (folder / name).mkdir(parents=True)
+    for name in ("train_eegs", "train_spectrograms"):
+        (folder / name).mkdir(parents=True)
     (folder / "test.csv").write_text("spectrogram_id,eeg_id,patient_id\n")
     for id in range(n_eegs):
         x = rng.normal(0, 30, (10_000, 20)).astype("float32")
@@ -57,7 +63,12 @@ def make(folder, n):
 def run(what, comp, cache, workers):
     "One fresh process: its wall time, peak memory and memory before the work (MB)."
     shutil.rmtree(cache, ignore_errors=True)
-    out = subprocess.run([sys.executable, "-c", CHILD, what, str(comp), str(cache), str(workers)], check=True, capture_output=True, text=True)
+    out = subprocess.run(
+        [sys.executable, "-c", CHILD, what, str(comp), str(cache), str(workers)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     return json.loads(out.stdout.splitlines()[-1])
 
 
@@ -73,12 +84,22 @@ def main():
         for comp, n in ((few, a.files[0]), (many, a.files[1])):
             got = {"read": [], "prepare": []}
             for _ in range(a.repeats):
-                for what in got: got[what].append(run(what, comp, cache, a.workers))
-            rows.append({"files": n, **{f"{w}_s": min(r["s"] for r in rs) for w, rs in got.items()},
-                         "peak": min(r["peak"] for r in got["prepare"]), "before": min(r["before"] for r in got["prepare"])})
+                for what in got:
+                    got[what].append(run(what, comp, cache, a.workers))
+            rows.append(
+                {
+                    "files": n,
+                    **{f"{w}_s": min(r["s"] for r in rs) for w, rs in got.items()},
+                    "peak": min(r["peak"] for r in got["prepare"]),
+                    "before": min(r["before"] for r in got["prepare"]),
+                }
+            )
     print(f"{'files':>6} {'read s':>8} {'prepare s':>10} {'ratio':>6} {'peak MB':>8} {'of it imports':>14}")
     for r in rows:
-        print(f"{r['files']:>6} {r['read_s']:>8.2f} {r['prepare_s']:>10.2f} {r['prepare_s'] / r['read_s']:>6.2f} {r['peak']:>8.0f} {r['before']:>14.0f}")
+        print(
+            f"{r['files']:>6} {r['read_s']:>8.2f} {r['prepare_s']:>10.2f} {r['prepare_s'] / r['read_s']:>6.2f}"
+            f" {r['peak']:>8.0f} {r['before']:>14.0f}"
+        )
     few, many = rows
     print(f"read_ratio={many['prepare_s'] / many['read_s']:.2f} rss_ratio={many['peak'] / few['peak']:.2f}")
 

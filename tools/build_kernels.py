@@ -128,16 +128,16 @@ def trained(name):
 
 
 def written(d):
-    "A dict, list or None as Python on one line."
-    if not isinstance(d, dict):
-        return "None" if d is None else json.dumps(d)
-    return (
-        "{"
-        + ", ".join(
-            f"{json.dumps(k)}: {json.dumps(v if isinstance(v, str) else round(v, 6))}" for k, v in d.items()
-        )
-        + "}"
-    )
+    "A dict, list or None as Python: one line, or one line an entry where that is too wide."
+    if d is None:
+        return "None"
+    def entry(k):
+        value = d[k] if isinstance(d[k], str) else round(d[k], 6)
+        return f"{json.dumps(k)}: {json.dumps(value)}"
+    entries = list(map(entry if isinstance(d, dict) else json.dumps, d))
+    left, right = "{}" if isinstance(d, dict) else "[]"
+    line = left + ", ".join(entries) + right
+    return line if len(line) <= 95 else left + "\n    " + ",\n    ".join(entries) + ",\n" + right
 
 
 def notebook(title, about, *cells):
@@ -202,9 +202,9 @@ def files():
     )
     for name, title in TITLES.items():
         about = (
-            "Trains on all GPUs until the budget is over. `hms-hbac kaggle push --resume` attaches this kernel's last "
-            "output, from which the next run goes on. Internet is on: the pretrained backbones come from the "
-            "Hugging Face hub."
+            "Trains on all GPUs until the budget is over. `hms-hbac kaggle push --resume` attaches this "
+            "kernel's last output, from which the next run goes on. Internet is on: the pretrained backbones "
+            "come from the Hugging Face hub."
         )
         out |= kernel(
             name, title, about, TRAIN.format(recipes=written(trained(name))), "states", internet=True
@@ -218,8 +218,8 @@ def files():
     out |= kernel(
         "submit-ensemble",
         "Submission: four notebooks, one blend",
-        "The mean of four notebooks, as published. Each member runs in a process of its own with its own time "
-        "limit; its notebook "
+        "The mean of four notebooks, as published. Each member runs in a process of its own with its own "
+        "time limit; its notebook "
         "lies beside the wheel. A valid `submission.csv` exists from the first minute on.",
         cell,
         'print(verdict(members), members.to_string(index=False), sep="\\n\\n")',

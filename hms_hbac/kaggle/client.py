@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ..core import COMPETITION, KaggleError, read_json
 from .metadata import MODEL_HANDLE, OWNER, staged
-from .package import sha256, verify, write_manifest
+from .package import sha256, verify
 
 # %% ../../nbs/11_kaggle/07_client.ipynb #6f4fc9e8
 LOGIN = "make a token at kaggle.com/settings and save it as ~/.kaggle/access_token, or set KAGGLE_API_TOKEN"

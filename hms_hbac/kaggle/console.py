@@ -8,7 +8,6 @@ __all__ = ['SPACE', 'CURES', 'MEMORY', 'INPUT', 'UNKNOWN', 'CLICK', 'first_line'
 
 # %% ../../nbs/11_kaggle/11_console.ipynb #51aef7e8
 import errno
-import os
 import re
 import signal
 import sys

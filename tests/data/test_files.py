@@ -1,4 +1,5 @@
 "One broken EEG or spectrogram file, and how it is read; windows at absurd times."
+
 import warnings
 
 import numpy as np
@@ -11,18 +12,21 @@ from hms_hbac.core import CHANNELS, DataError
 from hms_hbac.data.files import FAR_ROW, cut_spectrogram, read_eeg, read_spectrogram, spectrogram_row
 
 
-@pytest.mark.parametrize("change, flag", [
-    (lambda t: t.drop(columns="Fz"), "missing channel Fz"),
-    (lambda t: t.assign(A1=1.0), "extra column A1"),
-    (lambda t: t.assign(Fz="x"), "column Fz is not numeric"),
-    (lambda t: t[:8_000], "short: 8000 of 10000 samples, padded with NaN"),
-    (lambda t: t.assign(Cz=t.Cz.where(t.index > 99)), "NaN in Cz (up to 1.00%)"),
-    (lambda t: t.assign(Cz=t.Cz.where(t.index != 5, -np.inf)), "1 infinite values, read as NaN"),
-    (lambda t: t.assign(Pz=0.0, O1=7.0), "flat channel O1, Pz"),
-    (lambda t: t.assign(Pz=t.Pz.where(t.index != 5, -1e9)), "1 values beyond 65504, clipped"),
-    (lambda t: t * 0, "all channels flat"),
-    (lambda t: t * np.nan, "all channels flat"),
-])
+@pytest.mark.parametrize(
+    "change, flag",
+    [
+        (lambda t: t.drop(columns="Fz"), "missing channel Fz"),
+        (lambda t: t.assign(A1=1.0), "extra column A1"),
+        (lambda t: t.assign(Fz="x"), "column Fz is not numeric"),
+        (lambda t: t[:8_000], "short: 8000 of 10000 samples, padded with NaN"),
+        (lambda t: t.assign(Cz=t.Cz.where(t.index > 99)), "NaN in Cz (up to 1.00%)"),
+        (lambda t: t.assign(Cz=t.Cz.where(t.index != 5, -np.inf)), "1 infinite values, read as NaN"),
+        (lambda t: t.assign(Pz=0.0, O1=7.0), "flat channel O1, Pz"),
+        (lambda t: t.assign(Pz=t.Pz.where(t.index != 5, -1e9)), "1 values beyond 65504, clipped"),
+        (lambda t: t * 0, "all channels flat"),
+        (lambda t: t * np.nan, "all channels flat"),
+    ],
+)
 def test_flags_of_an_eeg(tmp_path, change, flag):
     change(eeg_table()).to_parquet(tmp_path / "1.parquet")
     x, flags = read_eeg(tmp_path / "1.parquet")
@@ -31,11 +35,14 @@ def test_flags_of_an_eeg(tmp_path, change, flag):
 
 def test_eegs_that_hold_nothing(tmp_path):
     eeg_table()[:0].to_parquet(tmp_path / "1.parquet")
-    with pytest.raises(DataError, match="no rows"): read_eeg(tmp_path / "1.parquet")
+    with pytest.raises(DataError, match="no rows"):
+        read_eeg(tmp_path / "1.parquet")
     spec_table().to_parquet(tmp_path / "2.parquet")
-    with pytest.raises(DataError, match="none of the 20 channels"): read_eeg(tmp_path / "2.parquet")
+    with pytest.raises(DataError, match="none of the 20 channels"):
+        read_eeg(tmp_path / "2.parquet")
     eeg_table().to_parquet(tmp_path / "3.parquet")
-    with pytest.raises(DataError, match="none of the 400 spectrogram columns"): read_spectrogram(tmp_path / "3.parquet")
+    with pytest.raises(DataError, match="none of the 400 spectrogram columns"):
+        read_spectrogram(tmp_path / "3.parquet")
 
 
 @pytest.mark.parametrize("dtype", ["int16", "int64", "float64", "float16", "Int32"])
@@ -45,17 +52,20 @@ def test_columns_by_name_in_any_order_and_dtype(tmp_path, dtype):
     np.testing.assert_array_equal(read_eeg(tmp_path / "1.parquet").signal, t.to_numpy("float32").T)
 
 
-@pytest.mark.parametrize("change, flag", [
-    (lambda t: t.drop(columns=["LP_0.59", "RP_19.92"]), "missing 2 of 400 columns: LP_0.59, RP_19.92"),
-    (lambda t: t.drop(columns="time"), "no usable time column, taken as 1, 3, 5 s"),
-    (lambda t: t.drop(index=range(10, 20)), "time steps are not all 2 s"),
-    (lambda t: t.assign(other=1), "extra column other"),
-    (lambda t: t[::-1], "rows run backwards in time, sorted"),
-    (lambda t: t.assign(**{"LL_0.59": 1e30}), "300 values beyond 1.84107e+19, clipped"),
-    (lambda t: t[:250], "short: 250 of 300 rows, padded with NaN"),
-    (lambda t: t.assign(**{"LL_0.59": -1.0}), "300 negative values, read as NaN"),
-    (lambda t: t.assign(**{"LL_0.59": np.inf}), "300 infinite values, read as NaN"),
-])
+@pytest.mark.parametrize(
+    "change, flag",
+    [
+        (lambda t: t.drop(columns=["LP_0.59", "RP_19.92"]), "missing 2 of 400 columns: LP_0.59, RP_19.92"),
+        (lambda t: t.drop(columns="time"), "no usable time column, taken as 1, 3, 5 s"),
+        (lambda t: t.drop(index=range(10, 20)), "time steps are not all 2 s"),
+        (lambda t: t.assign(other=1), "extra column other"),
+        (lambda t: t[::-1], "rows run backwards in time, sorted"),
+        (lambda t: t.assign(**{"LL_0.59": 1e30}), "300 values beyond 1.84107e+19, clipped"),
+        (lambda t: t[:250], "short: 250 of 300 rows, padded with NaN"),
+        (lambda t: t.assign(**{"LL_0.59": -1.0}), "300 negative values, read as NaN"),
+        (lambda t: t.assign(**{"LL_0.59": np.inf}), "300 infinite values, read as NaN"),
+    ],
+)
 def test_flags_of_a_spectrogram(tmp_path, change, flag):
     change(spec_table()).to_parquet(tmp_path / "1.parquet")
     power, start, flags = read_spectrogram(tmp_path / "1.parquet")
@@ -81,22 +91,26 @@ def test_duplicate_columns_are_named_and_the_first_is_read(tmp_path):
 
 def test_a_small_file_with_very_many_rows_is_refused_by_its_footer(tmp_path):
     import tracemalloc
+
     zeros = pa.DictionaryArray.from_arrays(pa.array(np.zeros(30_000_000, np.int8)), pa.array(np.float32([0])))
     pq.write_table(pa.table(dict.fromkeys(CHANNELS[:5], zeros)), tmp_path / "1.parquet")
     assert (tmp_path / "1.parquet").stat().st_size < 2e6
     tracemalloc.start()
-    with pytest.raises(DataError, match="30,000,000 rows are too many for a recording"): read_eeg(tmp_path / "1.parquet")
+    with pytest.raises(DataError, match="30,000,000 rows are too many for a recording"):
+        read_eeg(tmp_path / "1.parquet")
     assert tracemalloc.get_traced_memory()[1] < 10e6 and pa.total_allocated_bytes() < 100e6
     tracemalloc.stop()
 
 
 def test_what_is_no_ordinary_file_is_refused_at_once(tmp_path):
     import os
+
     os.mkfifo(tmp_path / "1.parquet")
     (tmp_path / "2.parquet").mkdir()
     (tmp_path / "3.parquet").symlink_to("3.parquet")
     for n in (1, 2, 3):
-        with pytest.raises(DataError, match="is no ordinary file"): read_eeg(tmp_path / f"{n}.parquet")
+        with pytest.raises(DataError, match="is no ordinary file"):
+            read_eeg(tmp_path / f"{n}.parquet")
 
 
 def test_start_time_of_a_spectrogram(tmp_path):

@@ -1,4 +1,5 @@
 "open-eeg: faults of a clone have names, made-up files give the folder they should, the real ones fit."
+
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +25,8 @@ def cells(rows):
     "A MATLAB cell array of the given rows."
     out = np.empty((len(rows), len(rows[0])), object)
     for i, row in enumerate(rows):
-        for j, value in enumerate(row): out[i, j] = value
+        for j, value in enumerate(row):
+            out[i, j] = value
     return out
 
 
@@ -33,17 +35,24 @@ def clones(tmp_path):
     "Both repositories with two windows and one pair, as small as they can be."
     data = [tmp_path / "clones" / r / "code_for_figures/Data" for r in ("IIIC-SPaRCNet", "IIIC-IRR")]
     samples, pairs = data[0] / "Figure4to6/samples", data[1] / "eFigure2"
-    for folder in (samples, pairs, data[0] / "Figure3"): folder.mkdir(parents=True)
+    for folder in (samples, pairs, data[0] / "Figure3"):
+        folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     for name in ("SZ_sample1", "GRDA_sample2"):
         savemat(samples / f"{name}.mat", {"seg": rng.normal(0, 30, (20, 10_000))})
-    shares = np.array([[.1, .5, .2, .1, .06, .04]])
-    block = cells([("SZ_sample1", np.array([[1, 9, 2, 3, 4, 5]]), shares, 1., 2.),
-                   ("GRDA_sample2", np.array([[0, 0, 0, 0, 1, 4]]), shares, 1., 2.)])
+    shares = np.array([[0.1, 0.5, 0.2, 0.1, 0.06, 0.04]])
+    block = cells(
+        [
+            ("SZ_sample1", np.array([[1, 9, 2, 3, 4, 5]]), shares, 1.0, 2.0),
+            ("GRDA_sample2", np.array([[0, 0, 0, 0, 1, 4]]), shares, 1.0, 2.0),
+        ]
+    )
     savemat(data[0] / "Figure3/samples.mat", {"LUT": cells([(block,)])})
     panels = cells([(p, rng.gamma(3, 10 + k, (100, 300))) for k, p in enumerate(PANELS)])
-    savemat(pairs / "K_Sample11.mat", {"seg_10sec": rng.normal(0, 30, (20, 2000)), "Sdata": panels,
-                                       "vv": np.array([[0, 0, 0, 6, 6, 0]])})
+    savemat(
+        pairs / "K_Sample11.mat",
+        {"seg_10sec": rng.normal(0, 30, (20, 2000)), "Sdata": panels, "vv": np.array([[0, 0, 0, 6, 6, 0]])},
+    )
     return tmp_path / "clones"
 
 
@@ -64,20 +73,27 @@ def test_the_folder_holds_what_the_files_hold(clones, tmp_path):
     comp = Competition(tmp_path / "out")
     assert not (check(comp, progress=False).severity == "error").any()
     votes = comp.train.set_index("eeg_id")[list(VOTES)]
-    assert votes.loc[1001].to_dict() == {"seizure_vote": 9, "lpd_vote": 2, "gpd_vote": 3, "lrda_vote": 4,
-                                         "grda_vote": 5, "other_vote": 1}
+    assert votes.loc[1001].to_dict() == {
+        "seizure_vote": 9,
+        "lpd_vote": 2,
+        "gpd_vote": 3,
+        "lrda_vote": 4,
+        "grda_vote": 5,
+        "other_vote": 1,
+    }
     assert votes.loc[5002].grda_vote == 4 and votes.loc[5002].lrda_vote == 1
     consensus = comp.train.set_index("eeg_id").expert_consensus.to_dict()
     assert consensus == {9011: "GPD", 5002: "GRDA", 1001: "Seizure"}
     data = clones / "IIIC-SPaRCNet/code_for_figures/Data"
     seg = loadmat(data / "Figure4to6/samples/SZ_sample1.mat")["seg"]
     eeg = pd.read_parquet(tmp_path / "out/train_eegs/1001.parquet")
-    for k, name in enumerate(CHANNELS): np.testing.assert_array_equal(eeg[name], seg[k].astype("float32"))
+    for k, name in enumerate(CHANNELS):
+        np.testing.assert_array_equal(eeg[name], seg[k].astype("float32"))
     power = comp.read_spectrogram(1001).power
-    assert np.flatnonzero(np.isfinite(power[0, 0])).tolist() == list(range(138, 162))   # 277 ... 323 s
+    assert np.flatnonzero(np.isfinite(power[0, 0])).tolist() == list(range(138, 162))  # 277 ... 323 s
     silent = torch.from_numpy(np.pad(seg, ((0, 0), (275 * 200, 275 * 200))))
-    whole = host_spectrogram(silent).numpy()                             # as if the rest were silent
-    np.testing.assert_allclose(power[..., 142:158], whole[..., 142:158], rtol=.02)
+    whole = host_spectrogram(silent).numpy()  # as if the rest were silent
+    np.testing.assert_allclose(power[..., 142:158], whole[..., 142:158], rtol=0.02)
     pair = loadmat(clones / "IIIC-IRR/code_for_figures/Data/eFigure2/K_Sample11.mat")
     eeg, power = comp.read_eeg(9011).signal, comp.read_spectrogram(9011).power
     np.testing.assert_array_equal(eeg[:, 4000:6000], pair["seg_10sec"].astype("float32"))
@@ -85,9 +101,10 @@ def test_the_folder_holds_what_the_files_hold(clones, tmp_path):
     for k, (_, panel) in enumerate(pair["Sdata"]):
         np.testing.assert_array_equal(power[k], panel.astype("float32"))
     sparcnet = table.set_index("eeg_id").loc[1001, [f"sparcnet_{c}" for c in CLASSES]].tolist()
-    assert sparcnet == [.5, .2, .1, .06, .04, .1]
+    assert sparcnet == [0.5, 0.2, 0.1, 0.06, 0.04, 0.1]
     text = (tmp_path / "out/SOURCES.md").read_text()
-    for name in ("ODC-By", "10.1212/WNL.0000000000207127", "10.1212/WNL.0000000000201670"): assert name in text
+    for name in ("ODC-By", "10.1212/WNL.0000000000207127", "10.1212/WNL.0000000000201670"):
+        assert name in text
 
 
 def test_everything_downstream_reads_it(clones, tmp_path):
@@ -98,27 +115,33 @@ def test_everything_downstream_reads_it(clones, tmp_path):
     assert batch["eeg"].shape == (3, 20, 10_000) and torch.isfinite(batch["eeg"][0, :, 4000:6000]).all()
 
 
-@pytest.mark.parametrize("name, text", [
-    ("Figure4to6/samples/PDL_sample1.mat", "PDL_sample1.mat: unknown class 'PDL'"),
-    ("Figure4to6/samples/LPD_samplex.mat", "LPD_samplex.mat: is not named <CLASS>_sample<number>.mat"),
-    ("Figure4to6/samples/LPD_sample1.mat", "LPD_sample1.mat: no votes for it in Figure3/samples.mat"),
-])
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("Figure4to6/samples/PDL_sample1.mat", "PDL_sample1.mat: unknown class 'PDL'"),
+        ("Figure4to6/samples/LPD_samplex.mat", "LPD_samplex.mat: is not named <CLASS>_sample<number>.mat"),
+        ("Figure4to6/samples/LPD_sample1.mat", "LPD_sample1.mat: no votes for it in Figure3/samples.mat"),
+    ],
+)
 def test_odd_names_are_named(clones, name, text):
     data = clones / "IIIC-SPaRCNet/code_for_figures/Data"
     savemat(data / name, {"seg": np.zeros((20, 10_000))})
     assert faults_of(clones) == [text]
 
 
-@pytest.mark.parametrize("more, text", [
-    ({"seg": None, "x": 1.}, "holds no variable seg"),
-    ({"seg": np.zeros((10_000, 20))}, "seg is f(10000, 20), not numbers of shape (20, 10000)"),
-    ({"seg": np.zeros((20, 9_999))}, "seg is f(20, 9999), not numbers of shape (20, 10000)"),
-    ({"seg": "text"}, "seg is U(1,), not numbers of shape (20, 10000)"),
-])
+@pytest.mark.parametrize(
+    "more, text",
+    [
+        ({"seg": None, "x": 1.0}, "holds no variable seg"),
+        ({"seg": np.zeros((10_000, 20))}, "seg is f(10000, 20), not numbers of shape (20, 10000)"),
+        ({"seg": np.zeros((20, 9_999))}, "seg is f(20, 9999), not numbers of shape (20, 10000)"),
+        ({"seg": "text"}, "seg is U(1,), not numbers of shape (20, 10000)"),
+    ],
+)
 def test_windows_of_another_kind_are_named(clones, more, text):
     change(clones / "IIIC-SPaRCNet/code_for_figures/Data/Figure4to6/samples/SZ_sample1.mat", **more)
     assert faults_of(clones) == [f"SZ_sample1.mat: {text}"]
-    assert len(list(read_segments(clones))) == 3                         # the others are there
+    assert len(list(read_segments(clones))) == 3  # the others are there
 
 
 @pytest.mark.parametrize("data", [b"", b"no MATLAB file at all", b"MATLAB 5.0 MAT-file" + bytes(200)])
@@ -129,13 +152,16 @@ def test_foreign_files_are_named(clones, data):
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("more, text", [
-    ({"vv": np.zeros((1, 6))}, "no valid votes"),
-    ({"vv": np.array([[1, 2, 3]])}, "the row of six classes is i(1, 3), not numbers of shape (1, 6)"),
-    ({"seg_10sec": np.zeros((20, 1999))}, "seg_10sec is f(20, 1999), not numbers of shape (20, 2000)"),
-    ({"Sdata": cells([("LX", np.ones((100, 300)))])}, "unknown panel 'LX'"),
-    ({"Sdata": np.ones((4, 2))}, "the spectrogram is no table of names and panels"),
-])
+@pytest.mark.parametrize(
+    "more, text",
+    [
+        ({"vv": np.zeros((1, 6))}, "no valid votes"),
+        ({"vv": np.array([[1, 2, 3]])}, "the row of six classes is i(1, 3), not numbers of shape (1, 6)"),
+        ({"seg_10sec": np.zeros((20, 1999))}, "seg_10sec is f(20, 1999), not numbers of shape (20, 2000)"),
+        ({"Sdata": cells([("LX", np.ones((100, 300)))])}, "unknown panel 'LX'"),
+        ({"Sdata": np.ones((4, 2))}, "the spectrogram is no table of names and panels"),
+    ],
+)
 def test_pairs_of_another_kind_are_named(clones, more, text):
     change(clones / "IIIC-IRR/code_for_figures/Data/eFigure2/K_Sample11.mat", **more)
     assert faults_of(clones) == [f"K_Sample11.mat: {text}"]
@@ -156,11 +182,14 @@ def test_missing_parts_and_taken_folders(clones, tmp_path):
     table, faults = open_eeg(clones, tmp_path / "out")
     assert table.source.tolist() == ["K_Sample11"] and len(faults) == 3 and "no such file" in faults[0].what
     before = sorted(p.name for p in tmp_path.iterdir())
-    with pytest.raises(DataError, match="is not empty"): open_eeg(clones, tmp_path / "out")
-    with pytest.raises(DataError, match="is not empty"): open_eeg(clones, clones)
+    with pytest.raises(DataError, match="is not empty"):
+        open_eeg(clones, tmp_path / "out")
+    with pytest.raises(DataError, match="is not empty"):
+        open_eeg(clones, clones)
     assert sorted(p.name for p in tmp_path.iterdir()) == before
     (clones / "IIIC-IRR/code_for_figures/Data/eFigure2/K_Sample11.mat").unlink()
-    with pytest.raises(DataError, match="holds no labelled EEG"): open_eeg(clones, tmp_path / "other")
+    with pytest.raises(DataError, match="holds no labelled EEG"):
+        open_eeg(clones, tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
 
@@ -171,14 +200,18 @@ def test_an_empty_folder_prints_the_two_commands(tmp_path):
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
     for name in ("IIIC-SPaRCNet", "IIIC-IRR"):
-        assert f"git clone --depth 1 https://github.com/bdsp-core/{name} {tmp_path}/empty/{name}" in done.stderr
+        assert (
+            f"git clone --depth 1 https://github.com/bdsp-core/{name} {tmp_path}/empty/{name}" in done.stderr
+        )
 
 
 # ---- the real files
 
+
 @pytest.fixture(scope="module")
 def kit(real, tmp_path_factory):
-    if not (real / "iiic").is_dir(): pytest.skip("HMS_REAL holds no folder iiic")
+    if not (real / "iiic").is_dir():
+        pytest.skip("HMS_REAL holds no folder iiic")
     out = tmp_path_factory.mktemp("kit") / "out"
     table, faults = open_eeg(real / "iiic", out)
     return real / "iiic", table.set_index("eeg_id"), faults, Competition(out)
@@ -186,8 +219,10 @@ def kit(real, tmp_path_factory):
 
 def test_all_real_files_are_read(kit):
     folder, table, faults, comp = kit
-    files = [*folder.glob("*/code_for_figures/Data/Figure4to6/samples/*.mat"),
-             *folder.glob("*/code_for_figures/Data/eFigure2/*.mat")]
+    files = [
+        *folder.glob("*/code_for_figures/Data/Figure4to6/samples/*.mat"),
+        *folder.glob("*/code_for_figures/Data/eFigure2/*.mat"),
+    ]
     assert faults == [] and sorted(table.source) == sorted(p.stem for p in files)
     assert not (check(comp, progress=False).severity == "error").any() and len(comp.train) == len(files)
 
@@ -201,7 +236,7 @@ def test_real_votes_agree_with_the_names_of_the_files(kit):
     sure = windows.n_votes >= 10
     assert sure.sum() >= 4 and (windows.consensus == named)[sure].all()
     network = windows[[f"sparcnet_{c}" for c in CLASSES]].to_numpy().argmax(1)
-    assert (np.array(CLASSES)[network] == named).mean() > .9
+    assert (np.array(CLASSES)[network] == named).mean() > 0.9
 
 
 def test_real_spectrograms_fit_the_eeg_in_their_middle(kit):
@@ -213,14 +248,14 @@ def test_real_spectrograms_fit_the_eeg_in_their_middle(kit):
         seg = torch.from_numpy(comp.read_eeg(id).signal[:, 4000:6000].astype(np.float64))
         made, recorded = host_spectrogram(seg, pad=False).numpy(), comp.read_spectrogram(id).power
         at = range(100, 200)
-        parts = [np.log(recorded[..., first:first + 4]).ravel() for first in at]
+        parts = [np.log(recorded[..., first : first + 4]).ravel() for first in at]
         fits = {k: np.corrcoef(np.log(made).ravel(), part)[0, 1] for k, part in zip(at, parts, strict=True)}
-        assert fits[148] >= .95 and max(fits, key=fits.get) in (147, 148, 149)
+        assert fits[148] >= 0.95 and max(fits, key=fits.get) in (147, 148, 149)
 
 
 def test_real_channels_stand_in_our_order(kit):
-    """Neighbours on the scalp are alike, and the EKG is like none: the mean correlation of neighbours in our order of
-    channels beats that of every cyclic shift of the rows."""
+    """Neighbours on the scalp are alike, the EKG is like none: the mean correlation of neighbours in the order
+    of our channels beats that of every cyclic shift of the rows."""
     _, table, _, comp = kit
     chains = ("Fp1 F7 T3 T5 O1", "Fp2 F8 T4 T6 O2", "Fp1 F3 C3 P3 O1", "Fp2 F4 C4 P4 O2", "Fz Cz Pz")
     rows = [[CHANNELS.index(name) for name in chain.split()] for chain in chains]
@@ -239,8 +274,30 @@ def test_lateralised_windows_mirror_when_the_sides_are_swapped(kit):
     for id in whole:
         x = torch.from_numpy(comp.read_eeg(id).signal[:, 4000:6000].astype(np.float64))
         recorded = np.log(comp.read_spectrogram(id).power[..., 148:152])
-        right = [CHANNELS.index(c) for c in (
-            "Fp2", "F4", "C4", "P4", "F8", "T4", "T6", "O2", "Fz", "Cz", "Pz",
-            "Fp1", "F3", "C3", "P3", "F7", "T3", "T5", "O1", "EKG")]
+        right = [
+            CHANNELS.index(c)
+            for c in (
+                "Fp2",
+                "F4",
+                "C4",
+                "P4",
+                "F8",
+                "T4",
+                "T6",
+                "O2",
+                "Fz",
+                "Cz",
+                "Pz",
+                "Fp1",
+                "F3",
+                "C3",
+                "P3",
+                "F7",
+                "T3",
+                "T5",
+                "O1",
+                "EKG",
+            )
+        ]
         made, swapped = (np.log(host_spectrogram(v, pad=False).numpy()) for v in (x, x[right]))
         assert np.abs(made - recorded).mean() < np.abs(swapped - recorded).mean()

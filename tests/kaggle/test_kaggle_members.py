@@ -39,7 +39,8 @@ def comp(tmp_path_factory):
 
 def member(comp, p, then=""):
     "A notebook that writes the probabilities `p` for every row, and does something more."
-    code = (f"import os, sys, time\nimport pandas as pd\nt = pd.read_csv({str(comp)!r} + '/test.csv')[['eeg_id']]\n"
+    code = ("import os, sys, time\nimport pandas as pd\n"
+            f"t = pd.read_csv({str(comp)!r} + '/test.csv')[['eeg_id']]\n"
             f"for v, x in zip({VOTES}, {p}): t[v] = x\n{then}\nt.to_csv('submission.csv', index=False)")
     return {
         "cells": [
@@ -136,7 +137,8 @@ def test_no_time_left(comp, notebooks, tmp_path):
 def test_killed_near_the_limit(comp, notebooks, tmp_path):
     """A run that is killed while its second member works has already written the first one's answer,
     and leaves no process behind."""
-    call = f"run_members(dict(a=.5, hangs=.5), {str(notebooks)!r}, 'submission.csv', None, '10m', {str(comp)!r})"
+    places = f"{str(notebooks)!r}, 'submission.csv', None, '10m', {str(comp)!r}"
+    call = f"run_members(dict(a=.5, hangs=.5), {places})"
     code = f"from hms_hbac.kaggle.members import run_members; {call}"
     with open(tmp_path/"log", "w") as log:
         driver = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdout=log, stderr=log)
