@@ -97,7 +97,8 @@ def main():
     print(f"{'files':>6} {'read s':>8} {'prepare s':>10} {'ratio':>6} {'peak MB':>8} {'of it imports':>14}")
     for r in rows:
         print(
-            f"{r['files']:>6} {r['read_s']:>8.2f} {r['prepare_s']:>10.2f} {r['prepare_s'] / r['read_s']:>6.2f}"
+            f"{r['files']:>6} {r['read_s']:>8.2f} {r['prepare_s']:>10.2f} "
+            f"{r['prepare_s'] / r['read_s']:>6.2f}"
             f" {r['peak']:>8.0f} {r['before']:>14.0f}"
         )
     few, many = rows

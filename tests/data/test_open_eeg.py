@@ -254,8 +254,8 @@ def test_real_spectrograms_fit_the_eeg_in_their_middle(kit):
 
 
 def test_real_channels_stand_in_our_order(kit):
-    """Neighbours on the scalp are alike, the EKG is like none: the mean correlation of neighbours in the order
-    of our channels beats that of every cyclic shift of the rows."""
+    """Neighbours on the scalp are alike, the EKG is like none: the mean correlation of neighbours
+    in the order of our channels beats that of every cyclic shift of the rows."""
     _, table, _, comp = kit
     chains = ("Fp1 F7 T3 T5 O1", "Fp2 F8 T4 T6 O2", "Fp1 F3 C3 P3 O1", "Fp2 F4 C4 P4 O2", "Fz Cz Pz")
     rows = [[CHANNELS.index(name) for name in chain.split()] for chain in chains]
