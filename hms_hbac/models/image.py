@@ -26,7 +26,8 @@ class GeM(nn.Module):
         self.p, self.eps = nn.Parameter(torch.tensor(float(p))), eps
 
     def forward(self, x):
-        with torch.autocast(x.device.type, enabled=False):
+        device = "cpu" if x.is_meta else x.device.type             # autocast knows no meta device
+        with torch.autocast(device, enabled=False):
             x = x.float().clamp(min=self.eps).flatten(2)
             top = x.amax(2, keepdim=True)
             return ((x / top) ** self.p).mean(2) ** (1 / self.p) * top[..., 0]
