@@ -1,6 +1,6 @@
 """Every recipe can learn eight windows by heart: its view shows them apart, its network and its loss follow.
 
-The pictures are the recipe's own, made once and brought down to at most 64 x 128 pixels (sequences to 400
+The pictures are the recipe's own, made once and brought down to at most 48 x 96 pixels (sequences to 200
 samples); the
 network is a tiny one of the family, without dropout; augmentation is off. Recipes that share all of this
 share one fit."""
@@ -37,9 +37,9 @@ def windows():
 
 
 def smaller(picture):
-    "(8, C, H, W) to at most 64 x 128 pixels, (8, C, T) to 400 samples or fewer."
-    if picture.ndim == 3: return F.interpolate(picture, size=min(400, picture.shape[-1]), mode="area")
-    return F.adaptive_avg_pool2d(picture, (min(64, picture.shape[-2]), min(128, picture.shape[-1])))
+    "(8, C, H, W) to at most 48 x 96 pixels, (8, C, T) to 200 samples or fewer."
+    if picture.ndim == 3: return F.interpolate(picture, size=min(200, picture.shape[-1]), mode="area")
+    return F.adaptive_avg_pool2d(picture, (min(48, picture.shape[-2]), min(96, picture.shape[-1])))
 
 
 @cache
@@ -58,8 +58,8 @@ def quiet(net):
     if "parts" in net: net["parts"] = [quiet(p) for p in net["parts"]]
     if "image" in net: net["image"] = quiet(net["image"])
     net.update({k: 0. for k in ("dropout", "drop_path") if k in net})
-    if net["kind"] == "resnet1d_gru": net["blocks"] = 4
-    if net["kind"] == "wavenet": net.update(filters=[8, 16])
+    if net["kind"] == "resnet1d_gru": net["blocks"] = 3
+    if net["kind"] == "wavenet": net.update(filters=[8, 16], depth=4)
     return net
 
 
@@ -77,7 +77,7 @@ def fitted(expr, net, criterion, blank=False):
         model = net.build(laid.shape[1:], parts)
     model, criterion = model.train(), loss(criterion)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-2 if len(laid.shape) == 3 else 3e-3, weight_decay=0)
-    for _ in range(UPDATES):
+    for _ in range(UPDATES // 5 if blank else UPDATES):
         logits = model(laid)
         kl = KL()(logits if logits.ndim == 2 else logits[:, 0], TARGET).item()
         if kl < GOAL: break
