@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -69,7 +70,8 @@ def main(folder, *options):
         kill_at(moment, int(n))
     from hms_hbac.training.fit import fit
     from hms_hbac.training.run import conclude
-    with hold(folder), listening() as heard, last_words(folder):
+    first = os.environ.get("RANK", "0") == "0"                    # of several processes, one locks and writes
+    with hold(folder) if first else nullcontext(), listening() as heard, last_words(folder) if first else nullcontext():
         loop = toy_loop(folder, heard=heard, **given)
         if slow: slow_down(loop.given.train_data, slow)
         status = fit(loop)

@@ -10,7 +10,8 @@ from hms_hbac.data.competition import Competition, add_folds, events
 from hms_hbac.models.recipe import build, list_recipes, load_recipe, save_recipe
 from hms_hbac.simulate.competition import simulate
 from hms_hbac.training.checkpoints import save_weights
-from hms_hbac.training.run import events_hash, run_folder, train
+from hms_hbac.training.results import events_hash, run_folder
+from hms_hbac.training.run import train
 from hms_hbac.training.teachers import lineage
 
 
@@ -23,7 +24,7 @@ def small(tmp_path_factory):
     comp = Competition(
         simulate(
             folder / "comp",
-            patients=8,
+            patients=12,
             test_patients=1,
             seed=2,
             workers=1,
