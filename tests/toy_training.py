@@ -71,7 +71,8 @@ def main(folder, *options):
     from hms_hbac.training.fit import fit
     from hms_hbac.training.run import conclude
     first = os.environ.get("RANK", "0") == "0"                    # of several processes, one locks and writes
-    with hold(folder) if first else nullcontext(), listening() as heard, last_words(folder) if first else nullcontext():
+    lock, words = (hold(folder), last_words(folder)) if first else (nullcontext(), nullcontext())
+    with lock, listening() as heard, words:
         loop = toy_loop(folder, heard=heard, **given)
         if slow: slow_down(loop.given.train_data, slow)
         status = fit(loop)
