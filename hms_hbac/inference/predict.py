@@ -23,6 +23,7 @@ from .outputs import check_output, prior_of, report_row, summary, write_outputs,
 from .pooling import class_sets, disagreement, entropy, pool, read_threshold, read_weights
 from .rows import read_slots, reason, test_ids
 from ..training.batches import Prefetch, to_device
+from ..training.machine import keep_memory
 
 # %% ../../nbs/09_inference/06_predict.ipynb #347ed31c
 def usable(member: Member, note: dict) -> bool:
@@ -139,6 +140,7 @@ def predict_table(crew: Crew, comp: Competition, batch_size=32, progress=True) -
     "Answers of the crew for every row of `comp`'s test.csv."
     from tqdm.auto import tqdm
     table, ids = comp.test, test_ids(comp)
+    if crew.device.type == "cpu": keep_memory()
     answers = Answers.empty(crew.groups, len(ids))
     steps, eeg = max((m.steps for m in crew.members), default=0), any(m.uses_eeg for m in crew.members)
     if not crew.members or not ids: return answers
