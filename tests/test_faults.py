@@ -90,7 +90,7 @@ def test_overrides_that_are_none(place, override):
 
 
 @pytest.mark.parametrize("text", ["", "[]", "name: [", "a: &a [*a, *a]\nb: *a",
-                                  "name: ../../../x\nview: Panels()",
+                                  "name: ../../../escaped\nview: Panels()",
                                   "!!python/object:os.system {}", "\x00",
                                   "name: x\nview: Panels()\nstages: 7",
                                   "a: " + "[" * 3000 + "]" * 3000])
@@ -102,7 +102,7 @@ def test_recipes_that_are_none(place, text):
         status, said = hms("recipes", name)
         assert status == 1 and "error:" in said, said
         assert hms("train", name, "--data", "comp", "--runs", "new")[0] == 1
-    assert snapshot(place) == before and not (place.parent.parent / "x").exists()
+    assert snapshot(place) == before and not (place.parent.parent / "escaped").exists()
 
 
 def test_nothing_foreign_is_lost_by_a_mistyped_output(place):
