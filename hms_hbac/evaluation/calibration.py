@@ -63,7 +63,7 @@ def kl_by_votes(
     ok = group.notna().to_numpy()
     frame = pd.DataFrame(dict(kl=kl_rows(target[ok], prob[ok]),
                               expected=expected_kl(prob[ok], np.asarray(n_votes)[ok].round())))
-    parts = frame.groupby(group[ok].to_numpy(), observed=True)
+    parts = frame.groupby(group[ok].array, observed=True)          # in order of votes
     table = parts.agg(rows=("kl", "size"), kl=("kl", "mean"), se=("kl", "sem"), expected=("expected", "mean"))
     return table.rename_axis("votes")
 

@@ -4,7 +4,7 @@ import pytest
 from scipy.stats import binom
 
 from hms_hbac.core import DataError
-from hms_hbac.evaluation.calibration import vote_groups
+from hms_hbac.evaluation.calibration import kl_by_votes, vote_groups
 from hms_hbac.evaluation.uncertainty import (
     abstention_curve,
     coverage_by,
@@ -110,3 +110,9 @@ def test_the_parts_of_the_kl_are_those_of_the_truth():
     assert np.allclose(parts.few_votes + parts.miss, kl_rows(TARGET, PROB))
     assert parts.miss.mean() == pytest.approx(kl_rows(TRUTH, PROB).mean(), abs=.02)
     assert parts.few_votes.mean() == pytest.approx(kl_rows(TARGET, TRUTH).mean(), abs=.02)
+
+
+def test_groups_of_votes_stand_in_the_order_of_votes():
+    n = np.array([12, 1, 3, 2, 22, 5, 16, 1])
+    shares = np.full((len(n), 6), 1 / 6)
+    assert list(kl_by_votes(shares, shares, n).index) == ["1", "2", "3", "4–5", "10–14", "15–19", "20–49"]
