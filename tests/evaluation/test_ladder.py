@@ -7,8 +7,8 @@ import pytest
 from hms_hbac.evaluation.ladder import Place, rung_recipe, stack
 from hms_hbac.models.recipe import build
 
-LADDERS = sorted((Path(__file__).resolve().parents[2] / "nbs/experiments").glob("*.ipynb"))
-LADDERS = [p for p in LADDERS if p.stem != "votes_real"]           # climbs nothing
+EXPERIMENTS = sorted((Path(__file__).resolve().parents[2] / "nbs/experiments").glob("*.ipynb"))
+LADDERS = [p for p in EXPERIMENTS if "table = climb(" in p.read_text(encoding="utf-8")]
 
 
 def read(path, scale):
@@ -25,7 +25,7 @@ def read(path, scale):
 
 
 def test_there_is_a_ladder_for_every_family():
-    assert [p.stem for p in LADDERS] == ["cranjis", "david", "public", "richard"]
+    assert {"cranjis", "david", "public", "richard"} <= {p.stem for p in LADDERS}
 
 
 @pytest.mark.parametrize("scale", ["demo", "full"])
