@@ -75,7 +75,10 @@ def spectrogram_columns() -> list[str]:
 # %% ../nbs/00_core.ipynb #5eb09d29
 class HmsError(Exception):
     "A fault with a name: `what` is wrong, `where` (file, row, key), and the `cure`."
-    def __init__(self, what, where=None, cure=None) -> None:
+    def __init__(self, what: object,    # what is wrong
+                 where: object = None,  # file, row or key
+                 cure: str = None,
+                 ) -> None:
         self.what, self.where, self.cure = what, where, cure
         text = f"{where}: {what}" if where is not None else str(what)
         super().__init__(f"{text}\n  cure: {cure}" if cure else text)
@@ -116,13 +119,15 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
         tmp.unlink(missing_ok=True)
 
 # %% ../nbs/00_core.ipynb #71e19a3d
-def write_json(path: Path | str, obj) -> None:
+def write_json(path: Path | str,
+               obj: object,  # of dicts, lists, numbers and text, all else becomes text
+               ) -> None:
     "Write `obj` as indented JSON, atomically."
     with atomic_write(path) as tmp:
         tmp.write_text(json.dumps(obj, indent=2, default=str) + "\n", encoding="utf-8")
 
 
-def read_json(path: Path | str):
+def read_json(path: Path | str) -> object:
     "Read a JSON file; a `DataError` names a missing or broken one."
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
@@ -136,14 +141,17 @@ LONGEST, DEEPEST = 5_000, 40         # of an expression: characters, and parts w
 PLAIN = (int, float)
 
 
-def literal(value):
+def literal(value: object) -> object:
     "A constant of an expression: text, number, True, False or None; `ValueError` for what else there is."
     if value is None or isinstance(value, (str, bool)): return value
     if not isinstance(value, PLAIN) or not abs(value) < 2**63: raise ValueError("not a plain number or text")
     return value
 
 
-def combine(sign, a, b):
+def combine(sign: ast.operator,  # `ast.Add` or `ast.Mult`
+            a: object,
+            b: object,
+            ) -> object:
     "`a + b` or `a * b` of numbers, or of what is no text and no list (losses, say)."
     if isinstance(a, (str, list)) or isinstance(b, (str, list)):
         raise ValueError("texts and lists are not added or multiplied")
@@ -151,7 +159,10 @@ def combine(sign, a, b):
     return literal(result) if isinstance(result, PLAIN) else result
 
 # %% ../nbs/00_core.ipynb #ee382540
-def built(n, names, depth=0):
+def built(n: ast.AST,
+          names: dict[str, Callable],  # what may be called
+          depth: int = 0,              # parts around this one
+          ) -> object:
     "The object that the node `n` of an expression describes; `ValueError` or what a call of `names` raises."
     def inner(m): return built(m, names, depth + 1)
 
@@ -171,9 +182,9 @@ def built(n, names, depth=0):
 
 
 def parse(text: str,
-          names: dict[str, Callable],     # what may be called
-          where: str = "expression",      # the place that an error names
-          ):
+          names: dict[str, Callable],  # what may be called
+          where: str = "expression",   # the place that an error names
+          ) -> object:
     "Build the object that `text` describes, from calls of `names` and literals alone; else `RecipeError`."
     shown = repr(text if len(str(text)) <= 200 else f"{str(text)[:200]}...")
     try:

@@ -7,6 +7,7 @@ __all__ = ['mix', 'sample_keys', 'beta_quantile', 'Draws', 'seed_everything']
 
 # %% ../nbs/01_draws.ipynb #ce769ab0
 import random
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ def mix(x: torch.Tensor) -> torch.Tensor:
 # %% ../nbs/01_draws.ipynb #098c7cf6
 def sample_keys(seed: int,
                 epoch: int,
-                index,                # integers of any array type, one a sample
+                index: Sequence[int],  # or integers of any array type, one a sample
                 ) -> torch.Tensor:
     "One int64 key per entry of `index`, (N,): a function of seed, epoch and index alone."
     index = torch.as_tensor(np.asarray(index, dtype=np.int64))

@@ -55,6 +55,10 @@ PLANTED = {      # check -> file -> (what is planted, what is said)
              CORE: ('\ndef f():\n    "Like `on_kangaroo`."\n', ["core.py, f: `on_kangaroo` is not found"])},
     "exports": {BOOK: ([("code", f"#| export\nx{i} = {i}") for i in range(3)], ["3 exports in a row"])},
     "size": {CORE: ("\n" * 300, ["core.py", "at most 300"])},
+    "signatures": {CORE: ("\ndef planted(a, *, b: int = 1): pass\n"
+                          "class Planted(HmsError):\n    def f(self) -> int: return 1\n",
+                          ["planted: no annotation of a\n", "planted: no annotation of what it returns",
+                           "planted: no docstring", "Planted.f: no docstring"])},
 }
 
 

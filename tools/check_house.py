@@ -1,6 +1,9 @@
-"""Does the house keep its rules? Imports point upwards, names in prose exist, notebooks run what they export.
+"""Does the house keep its rules? Imports point upwards, names in prose exist, notebooks run what they export,
+public functions tell what they take and give.
 
-    python tools/check_house.py [imports] [text] [exports] [size]     one fault a line; exit 1 if there is one
+    python tools/check_house.py [imports] [text] [exports] [size] [signatures]
+
+One fault a line; exit 1 if there is one.
 """
 import ast
 import builtins
@@ -174,7 +177,70 @@ def size_faults(root=ROOT):
     return faults
 
 
-CHECKS = {"imports": import_faults, "text": text_faults, "exports": export_faults, "size": size_faults}
+# signatures
+
+SIGNED = ("core", "draws", "signal")     # the modules and folders that are held to it so far
+
+
+def public_functions(tree):
+    "(name, node, class or None) of a module's public functions and of its public classes' public methods."
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+            yield node.name, node, None
+        elif isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            for method in node.body:
+                if isinstance(method, ast.FunctionDef) and not re.match("_(?!_init__)", method.name):
+                    yield f"{node.name}.{method.name}", method, node
+
+
+def bare_arguments(node, owner):
+    "Names of arguments without an annotation; `self` and `cls` need none."
+    a = node.args
+    named = a.posonlyargs + a.args
+    static = any(getattr(d, "id", None) == "staticmethod" for d in node.decorator_list)
+    named = named[1:] if owner is not None and not static else named
+    extra = [e for e in (a.vararg, a.kwarg) if e]
+    return [e.arg for e in named + a.kwonlyargs + extra if e.annotation is None]
+
+
+def documented(node, owner, classes):
+    "Has the function a docstring, its own or that of a base class's method of the same name?"
+    if ast.get_docstring(node) or node.name == "__init__":
+        return True
+    bases = [b.id for b in (owner.bases if owner else []) if isinstance(b, ast.Name)]
+    found = [classes[b] for b in bases if b in classes]
+    return any(documented(m, c, classes) for c in found for m in inherited(c, node.name, classes))
+
+
+def inherited(owner, name, classes):
+    "The method `name` of a class, or of the nearest of its bases that has it."
+    own = [m for m in owner.body if isinstance(m, ast.FunctionDef) and m.name == name]
+    bases = [classes[b.id] for b in owner.bases if isinstance(b, ast.Name) and b.id in classes]
+    return own or [m for b in bases for m in inherited(b, name, classes)]
+
+
+def signature_faults(root=ROOT):
+    "Public functions and methods without annotations or a docstring."
+    paths = {n: root / "hms_hbac" / (n.replace(".", "/") + ".py") for n in modules(root)}
+    trees = {n: ast.parse(p.read_text(encoding="utf-8")) for n, p in paths.items()}
+    classes = {c.name: c for t in trees.values() for c in t.body if isinstance(c, ast.ClassDef)}
+    faults = []
+    for module, tree in trees.items():
+        if module.split(".")[0] not in SIGNED:
+            continue
+        for name, node, owner in public_functions(tree):
+            place = f"{paths[module].relative_to(root)}, {name}"
+            if bare := bare_arguments(node, owner):
+                faults.append(f"{place}: no annotation of {', '.join(bare)}")
+            if node.returns is None and node.name != "__init__":
+                faults.append(f"{place}: no annotation of what it returns")
+            if not documented(node, owner, classes):
+                faults.append(f"{place}: no docstring")
+    return faults
+
+
+CHECKS = {"imports": import_faults, "text": text_faults, "exports": export_faults, "size": size_faults,
+          "signatures": signature_faults}
 
 
 def main(names=()):

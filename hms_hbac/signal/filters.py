@@ -7,6 +7,7 @@ __all__ = ['MONTAGES', 'Montage', 'montage', 'repair', 'full_precision', 'butter
            'memory', 'odd_extend', 'sections_filter', 'butter', 'notch']
 
 # %% ../../nbs/02_signal/01_filters.ipynb #e326c317
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, wraps
 
@@ -25,17 +26,20 @@ class Montage:
     pairs: tuple = ()
 
     @property
-    def labels(self):
+    def labels(self) -> list[str]:
         "Names of the derivations, in order."
         return [f"{a}-{b}" for a, b in self.pairs] or [f"{e}-avg" for e in ELECTRODES]
 
     def __len__(self): return len(self.labels)
 
-    def matrix(self, channels=CHANNELS):
+    def matrix(self, channels: tuple[str, ...] = CHANNELS,  # of the EEG, in order
+               ) -> torch.Tensor:
         "(D, channels) float32: one row per derivation."
         return torch.from_numpy(_matrix(self, tuple(channels)).copy())
 
-    def derive(self, eeg, channels=CHANNELS):
+    def derive(self, eeg: torch.Tensor,
+               channels: tuple[str, ...] = CHANNELS,  # of the EEG, in order
+               ) -> torch.Tensor:
         "(..., channels, T) -> (..., D, T). NaN only where an electrode of the pair is NaN."
         if self.pairs:
             plus, minus = (torch.as_tensor(i, device=eeg.device)
@@ -85,7 +89,7 @@ MONTAGES = {
 }
 
 # %% ../../nbs/02_signal/01_filters.ipynb #685b4106
-def montage(name_or_pairs):
+def montage(name_or_pairs: Montage | str | Sequence[str | Sequence[str]]) -> Montage:
     """A `Montage`: itself, one of `MONTAGES` by name, or built from pairs such as [("Fp1", "F7")] or
     ["Fp1-F7"]; `HmsError` for anything else."""
     if isinstance(name_or_pairs, Montage): return name_or_pairs
@@ -101,7 +105,7 @@ def montage(name_or_pairs):
     return Montage("+".join(f"{a}-{b}" for a, b in pairs), pairs)
 
 # %% ../../nbs/02_signal/01_filters.ipynb #a6148b67
-def repair(x):
+def repair(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(..., T) -> (filled, valid): NaN becomes the row's mean over time, a row without any value 0; `valid`
     is True where a value was."""
     valid = ~x.isnan()
@@ -109,7 +113,7 @@ def repair(x):
     return torch.where(valid, x, mean), valid
 
 # %% ../../nbs/02_signal/01_filters.ipynb #001009bb
-def full_precision(f):
+def full_precision(f: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     "Decorator: `f(x, ...)` gets `x` as float32 (float64 stays) and runs outside of autocast and TF32."
     @wraps(f)
     def run(x, *args, **kwargs):
@@ -125,7 +129,8 @@ def full_precision(f):
 
 # %% ../../nbs/02_signal/01_filters.ipynb #691ebc60
 @lru_cache(maxsize=128)
-def butter_sections(order, low=None, high=None, rate=EEG_RATE):
+def butter_sections(order: int, low: float = None, high: float = None,
+                    rate: float = EEG_RATE) -> tuple[tuple[float, ...], ...]:
     """Second-order sections of a Butterworth filter, a tuple of 6-tuples: band if both edges (Hz) are given,
     else high- or low-pass."""
     from scipy.signal import butter as design
@@ -139,14 +144,17 @@ def butter_sections(order, low=None, high=None, rate=EEG_RATE):
 
 
 @lru_cache(maxsize=128)
-def notch_sections(freq, q, rate=EEG_RATE):
+def notch_sections(freq: float, q: float, rate: float = EEG_RATE) -> tuple[tuple[float, ...], ...]:
     "Second-order section of a notch at `freq` Hz whose half-power width is freq / q."
     from scipy.signal import iirnotch
     b, a = iirnotch(freq, q, fs=rate)
     return (tuple([*b.tolist(), *a.tolist()]),)
 
 # %% ../../nbs/02_signal/01_filters.ipynb #ef9c6600
-def response(sections, frequencies, rate=EEG_RATE):
+def response(sections: tuple[tuple[float, ...], ...],  # from `butter_sections` or `notch_sections`
+             frequencies: np.ndarray,
+             rate: float = EEG_RATE,
+             ) -> np.ndarray:
     "Complex response H at `frequencies` (Hz), complex128 numpy."
     z = np.exp(-2j * np.pi * np.asarray(frequencies) / rate)
     b, a = np.split(np.array(sections).T[:, :, None], 2)
@@ -154,13 +162,16 @@ def response(sections, frequencies, rate=EEG_RATE):
 
 # %% ../../nbs/02_signal/01_filters.ipynb #fd3ee429
 @lru_cache(maxsize=128)
-def memory(sections, tolerance=1e-5):
+def memory(sections: tuple[tuple[float, ...], ...], tolerance: float = 1e-5) -> int:
     "Samples until the filter's slowest mode has fallen to `tolerance`."
     radius = max(np.abs(np.roots(s[3:])).max(initial=0) for s in sections)
     return int(np.ceil(np.log(tolerance) / np.log(radius))) if radius > 0 else 2
 
 # %% ../../nbs/02_signal/01_filters.ipynb #3c4609c0
-def odd_extend(x, left, right):
+def odd_extend(x: torch.Tensor,
+               left: int,   # samples to add in front
+               right: int,  # and behind
+               ) -> torch.Tensor:
     "Extend (..., T) by odd reflection at both ends; beyond T - 1 samples the last reflected value is held."
     n = x.shape[-1] - 1
     a, b = min(left, n), min(right, n)
@@ -185,7 +196,11 @@ def _gain(sections, n, rate, dtype, device):
 
 
 @full_precision
-def sections_filter(x, sections, zero_phase=True, rate=EEG_RATE):
+def sections_filter(x: torch.Tensor,
+                    sections: tuple[tuple[float, ...], ...],  # from `butter_sections` or `notch_sections`
+                    zero_phase: bool = True,                  # forward and backward, else causal
+                    rate: float = EEG_RATE,
+                    ) -> torch.Tensor:
     "Filter (..., T) with second-order `sections`; same shape. NaN spreads over its row: `repair` first."
     from scipy.fft import next_fast_len
     edge = _reflection(sections) if zero_phase else 0
@@ -202,7 +217,8 @@ def sections_filter(x, sections, zero_phase=True, rate=EEG_RATE):
     return x[..., edge:length - edge]
 
 # %% ../../nbs/02_signal/01_filters.ipynb #f2057330
-def butter(x, order, low=None, high=None, zero_phase=True, rate=EEG_RATE):
+def butter(x: torch.Tensor, order: int, low: float = None, high: float = None, zero_phase: bool = True,
+           rate: float = EEG_RATE) -> torch.Tensor:
     """Butterworth filter of (..., T): band `low`-`high` Hz, or high-pass above `low`, or low-pass below
     `high`.
 
@@ -211,6 +227,7 @@ def butter(x, order, low=None, high=None, zero_phase=True, rate=EEG_RATE):
     return sections_filter(x, butter_sections(order, low, high, rate), zero_phase, rate)
 
 
-def notch(x, freq=60, q=30, zero_phase=True, rate=EEG_RATE):
+def notch(x: torch.Tensor, freq: float = 60, q: float = 30, zero_phase: bool = True,
+          rate: float = EEG_RATE) -> torch.Tensor:
     "Notch at `freq` Hz with half-power width freq / q, on (..., T); zero-phase or causal as in `butter`."
     return sections_filter(x, notch_sections(freq, q, rate), zero_phase, rate)

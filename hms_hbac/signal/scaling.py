@@ -7,6 +7,7 @@ __all__ = ['LOGS', 'squash', 'moments', 'Standard', 'observe', 'constants', 'fit
            'take', 'in_parts']
 
 # %% ../../nbs/02_signal/04_scaling.ipynb #800c8da9
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 
 import numpy as np
@@ -21,7 +22,7 @@ from .filters import full_precision
 LOGS = {"ln": torch.log, "log10": torch.log10, "log1p": torch.log1p, None: lambda x: x}
 
 
-def squash(power, clip=(-4, 8), log="ln"):
+def squash(power: torch.Tensor, clip: tuple[float, float] = (-4, 8), log: str = "ln") -> torch.Tensor:
     """Power held between e**clip[0] and e**clip[1] (None: as it is), then `log`: ln, log10, log1p or None.
     NaN stays NaN."""
     if log not in LOGS:
@@ -30,7 +31,7 @@ def squash(power, clip=(-4, 8), log="ln"):
     return LOGS[log](power)
 
 
-def moments(x, dims):
+def moments(x: torch.Tensor, dims: int | tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
     "Mean and standard deviation (population) of the finite values over `dims`, kept; 0 where there is none."
     ok = torch.isfinite(x)
     n = ok.sum(dims, keepdim=True).clamp(min=1)
@@ -41,7 +42,13 @@ def moments(x, dims):
 class Standard(nn.Module):
     """(x - mean) / (std + eps) by `image`, `panel`, `row` or `dataset`, of (..., C, H, W) or, with `axes` 2,
     (..., C, T). NaN stays NaN."""
-    def __init__(self, by, mean=None, std=None, panels=4, axes=3, eps=1e-6):
+    def __init__(self, by: str,
+                 mean: float = None,  # known constants of a dataset
+                 std: float = None,
+                 panels: int = 4,     # for `by` panel: how many stand above one another
+                 axes: int = 3,       # of a picture or sequence: 3 or 2
+                 eps: float = 1e-6,
+                 ):
         super().__init__()
         if by not in ("image", "panel", "row", "dataset", None):
             raise RecipeError(f"unknown normalisation {by!r}",
@@ -52,7 +59,8 @@ class Standard(nn.Module):
             for name, value in (("mean", mean), ("std", std)):
                 self.register_buffer(name, torch.tensor(float("nan") if value is None else float(value)))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        "The standard scores of `x`, same shape."
         if self.by is None: return x
         if self.by == "dataset": mean, std = constants(self, x)
         elif self.by == "panel":
@@ -62,7 +70,7 @@ class Standard(nn.Module):
         return (x - mean) / (std + self.eps)
 
 # %% ../../nbs/02_signal/04_scaling.ipynb #6b69de60
-def observe(part, x):
+def observe(part: Standard, x: torch.Tensor) -> None:
     """Add the finite values of `x` to a `Standard`'s sums: count, sum and sum of squares around the first
     batch's mean, in float64."""
     x = x[torch.isfinite(x)].double()
@@ -72,7 +80,7 @@ def observe(part, x):
     part.sums = [part.sums[0], part.sums[1] + len(x), part.sums[2] + x.sum(), part.sums[3] + x.square().sum()]
 
 
-def constants(part, x):
+def constants(part: Standard, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     "A `Standard`'s dataset constants; while `fit` runs it learns from `x` instead."
     if part.sums is not None: observe(part, x)
     elif not part.known:
@@ -91,7 +99,7 @@ def _finish(part, where):
     part.std.copy_((squares / n - (total / n)**2).clamp(min=0).sqrt())
 
 
-def fit(view, batches):
+def fit(view: nn.Module, batches: Iterable[dict]) -> nn.Module:
     """Learn the dataset's constants in one pass over `batches` and return the view; a view that learns
     nothing is left alone."""
     learners = [m for m in view.modules() if isinstance(m, Standard) and m.learns]
@@ -114,7 +122,10 @@ def fit(view, batches):
 
 # %% ../../nbs/02_signal/04_scaling.ipynb #082d8279
 @lru_cache(maxsize=64)
-def resize_weights(n, m, device=None):
+def resize_weights(n: int,  # pixels there are
+                   m: int,  # pixels wanted
+                   device: torch.device = None,
+                   ) -> torch.Tensor:
     """(m, n) float32: rows sum to 1; shares of covered area if m < n, linear interpolation between pixel
     centers if m > n."""
     i, j = np.arange(m)[:, None], np.arange(n)[None]
@@ -124,26 +135,29 @@ def resize_weights(n, m, device=None):
 
 
 @full_precision
-def resize(x, height, width):
+def resize(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
     "(..., H, W) -> (..., height, width), float32 also where matrix products are otherwise rounded."
     if x.shape[-1] != width: x = x @ resize_weights(x.shape[-1], width, x.device).T
     return resize_weights(x.shape[-2], height, x.device) @ x if x.shape[-2] != height else x
 
 # %% ../../nbs/02_signal/04_scaling.ipynb #c46c081a
-def random_start(batch, spare, x):
+def random_start(batch: dict,
+                 spare: int,       # samples or columns that a crop leaves out
+                 x: torch.Tensor,  # (B, ...), its device
+                 ) -> torch.Tensor:
     "(B,) int64 in [0, spare]: where each sample's crop begins, from `batch['key']` if there is one."
     if "key" not in batch: return torch.randint(spare + 1, (len(x),), device=x.device)
     # + 6: other draws than the augmentations'
     return Draws(mix(batch["key"].to(x.device) + 6)).randint(0, spare + 1)
 
 
-def take(x, start, width):
+def take(x: torch.Tensor, start: torch.Tensor, width: int) -> torch.Tensor:
     "`width` entries of the last axis, from `start` (B,) of each sample on."
     index = start.view(-1, *[1] * (x.ndim - 1)) + torch.arange(width, device=x.device)
     return x.gather(-1, index.expand(*x.shape[:-1], width))
 
 # %% ../../nbs/02_signal/04_scaling.ipynb #45f41c67
-def in_parts(draw, eeg, numbers):
+def in_parts(draw: Callable[[torch.Tensor], torch.Tensor], eeg: torch.Tensor, numbers: int) -> torch.Tensor:
     "`draw` applied to (B, 20, T) a few EEGs at a time, where each needs about `numbers` values of memory."
     size = max(1, (2**20 if eeg.device.type == "cpu" else 2**28) // numbers)
     return torch.cat([draw(part) for part in eeg.split(size)]) if len(eeg) > size else draw(eeg)

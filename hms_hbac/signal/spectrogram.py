@@ -45,7 +45,12 @@ def _power(y):
     return re.square() + im.square()
 
 # %% ../../nbs/02_signal/02_spectrogram.ipynb #99202fba
-def mel_filters(n_mels, rate=EEG_RATE, n_fft=1024, fmin=0.0, fmax=20.0):
+def mel_filters(n_mels: int,
+                rate: float = EEG_RATE,
+                n_fft: int = 1024,   # samples of the transform
+                fmin: float = 0.0,   # Hz
+                fmax: float = 20.0,  # Hz
+                ) -> np.ndarray:
     """(n_mels, n_fft // 2 + 1) float64: triangles of unit area, as librosa.filters.mel makes them below 1000
     Hz."""
     if not 0 <= fmin < fmax <= min(rate / 2, 1000):
@@ -89,7 +94,12 @@ def _mel_matrices(n_mels, rate, fmax, dtype, device):
 
 # %% ../../nbs/02_signal/02_spectrogram.ipynb #ba0483f7
 @full_precision
-def mel_power(x, n_mels=128, hop=39, rate=EEG_RATE, fmax=20.0):
+def mel_power(x: torch.Tensor,
+              n_mels: int = 128,
+              hop: int = 39,       # samples between frames
+              rate: float = EEG_RATE,
+              fmax: float = 20.0,  # Hz
+              ) -> torch.Tensor:
     """(..., T) -> (..., n_mels, 1 + T // hop): librosa's melspectrogram with n_fft 1024, a hann window of 128
     and zeros beyond the ends."""
     few, offset, cosines, sines, weights, bins = _mel_matrices(n_mels, rate, fmax, x.dtype, x.device)
@@ -107,13 +117,16 @@ def mel_power(x, n_mels=128, hop=39, rate=EEG_RATE, fmax=20.0):
     return _by_rows(rows, x, frames * 4 * n_mels)
 
 # %% ../../nbs/02_signal/02_spectrogram.ipynb #621e3a2c
-def decibels(power, top=80.0, floor=1e-10):
+def decibels(power: torch.Tensor,
+             top: float = 80.0,     # the range kept
+             floor: float = 1e-10,  # power below counts as this
+             ) -> torch.Tensor:
     "librosa's power_to_db(ref=max) of each (..., F, frames) picture: 0 at its maximum, cut at -`top`."
     peak = power.amax((-2, -1), keepdim=True).clamp(min=floor)
     return power.clamp(min=floor).div_(peak).log10_().mul_(10).clamp_(min=-top)
 
 
-def middle(x, seconds, rate=EEG_RATE):
+def middle(x: torch.Tensor, seconds: float, rate: float = EEG_RATE) -> torch.Tensor:
     "The middle of (..., T), whole seconds to both sides of the center: 15 s are 7 + 7."
     half, center = int(seconds) // 2 * rate, x.shape[-1] // 2
     if not 0 < half <= center:
@@ -123,7 +136,13 @@ def middle(x, seconds, rate=EEG_RATE):
 
 # %% ../../nbs/02_signal/02_spectrogram.ipynb #61bbc5cc
 @full_precision
-def log_mel(x, height=128, width=256, seconds=None, scale=True, rate=EEG_RATE):
+def log_mel(x: torch.Tensor,
+            height: int = 128,  # mel bands
+            width: int = 256,   # frames
+            seconds: float = None,
+            scale: bool = True,
+            rate: float = EEG_RATE,
+            ) -> torch.Tensor:
     """Log-mel picture of each row: (..., T) -> (..., `height`, `width`), low to high frequency, 0 to 20 Hz.
 
     `seconds` takes the middle of the window first (see `middle`). NaN becomes the row's mean, a row of NaN 0.
@@ -141,13 +160,13 @@ def log_mel(x, height=128, width=256, seconds=None, scale=True, rate=EEG_RATE):
     return _by_rows(rows, x, (1 + x.shape[-1] // hop) * 4 * height)
 
 
-def chain_mean(x):
+def chain_mean(x: torch.Tensor) -> torch.Tensor:
     """(..., 16, F, S), the montage `chains` -> (..., 4, F, S): the mean over each chain's four differences,
     in the panels' order."""
     return x.unflatten(-3, (-1, 4)).mean(-3)
 
 # %% ../../nbs/02_signal/02_spectrogram.ipynb #88d40597
-def stft_frequencies(nfft, rate=EEG_RATE, fmin=0.0, fmax=None):
+def stft_frequencies(nfft: int, rate: float = EEG_RATE, fmin: float = 0.0, fmax: float = None) -> np.ndarray:
     "Frequencies (Hz) of the rows of `stft_power`, float64 numpy."
     f = np.arange(nfft // 2 + 1) * rate / nfft
     return f[(f >= fmin - 1e-9) & (f <= (rate / 2 if fmax is None else fmax) + 1e-9)]
@@ -172,8 +191,16 @@ def _stft_window(nperseg, window, rate, nfft, fmin, fmax, constant, dtype, devic
 
 # %% ../../nbs/02_signal/02_spectrogram.ipynb #b0e64e64
 @full_precision
-def stft_power(x, rate=EEG_RATE, nperseg=256, noverlap=None, nfft=None, detrend="constant",
-               window=("tukey", .25), fmin=0.0, fmax=None):
+def stft_power(x: torch.Tensor,
+               rate: float = EEG_RATE,
+               nperseg: int = 256,                    # samples of a window
+               noverlap: int = None,                  # samples shared by neighbours
+               nfft: int = None,                      # samples of the transform, zeros added
+               detrend: str | bool = "constant",
+               window: str | tuple = ("tukey", .25),  # as in `scipy.signal.get_window`
+               fmin: float = 0.0,
+               fmax: float = None,
+               ) -> torch.Tensor:
     """Power density: (..., T) -> (..., F, frames), scipy.signal.spectrogram with its defaults; rows from
     `fmin` to `fmax` Hz only.
 
@@ -208,7 +235,7 @@ def _tapers(n, bandwidth, count, dtype, device):
 
 
 @full_precision
-def multitaper(x, rate=EEG_RATE, pad=True):
+def multitaper(x: torch.Tensor, rate: float = EEG_RATE, pad: bool = True) -> torch.Tensor:
     """The host's spectrum of each row: (..., T) at 200 Hz, already high-passed -> (..., 100, S) power.
 
     Windows of 4 s every 2 s, 3 Slepian tapers of unit energy (time-bandwidth 2), |FFT(1024)|^2 averaged over
@@ -240,7 +267,9 @@ def _gaps(valid, pad):
 
 
 @full_precision
-def host_spectrogram(eeg, pad=True):
+def host_spectrogram(eeg: torch.Tensor,
+                     pad: bool = True,  # as in `multitaper`
+                     ) -> torch.Tensor:
     """The competition's own spectrogram from raw EEG: (..., 20, T) microvolts -> (..., 4, 100, S), panels
     in the order of `PANELS`.
 

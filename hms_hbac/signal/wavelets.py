@@ -6,6 +6,7 @@
 __all__ = ['GAINS', 'morlet_gain', 'paul_gain', 'wavelet_frequencies', 'cone', 'cwt', 'magnitudes', 'superlets']
 
 # %% ../../nbs/02_signal/03_wavelets.ipynb #19edb765
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -16,13 +17,19 @@ from .filters import full_precision
 from .spectrogram import _by_rows
 
 # %% ../../nbs/02_signal/03_wavelets.ipynb #fb29f15d
-def morlet_gain(f, center, cycles: float = 6.):
+def morlet_gain(f: np.ndarray,
+                center: np.ndarray,  # or one number
+                cycles: float = 6.,
+                ) -> np.ndarray:
     """Morlet wavelets of `center` Hz at the frequencies `f` (Hz): (..., F) numpy; 2 at the center, 0 for f <=
     0. Torrence and Compo 1998."""
     return np.where(f > 0, 2 * np.exp(-.5 * (cycles * (f - center) / center)**2), 0.)
 
 
-def paul_gain(f, center, order: float = 4.):
+def paul_gain(f: np.ndarray,
+              center: np.ndarray,  # or one number
+              order: float = 4.,
+              ) -> np.ndarray:
     """Paul wavelets of `order`, whose spectrum is largest at `center` Hz, at the frequencies `f` (Hz); as
     `morlet_gain`."""
     u = np.maximum(f, 0) / center
@@ -32,7 +39,7 @@ def paul_gain(f, center, order: float = 4.):
 GAINS = {"morlet": morlet_gain, "paul": paul_gain}
 
 
-def wavelet_frequencies(low: float, high: float, count: int):
+def wavelet_frequencies(low: float, high: float, count: int) -> np.ndarray:
     "`count` frequencies (Hz) from `low` to `high`, each the same factor above the last."
     if not 0 < low < high <= EEG_RATE / 2 or count < 2:
         raise HmsError(f"no {count} frequencies from {low} to {high} Hz", where="wavelets",
@@ -40,7 +47,9 @@ def wavelet_frequencies(low: float, high: float, count: int):
     return np.geomspace(low, high, count)
 
 # %% ../../nbs/02_signal/03_wavelets.ipynb #477cfddd
-def cone(center, cycles: float = 6.):
+def cone(center: np.ndarray,  # Hz, or one number
+         cycles: float = 6.,
+         ) -> np.ndarray:
     """Seconds from an end within which a Morlet coefficient at `center` Hz sees mirrored time: sqrt(2)
     deviations of its Gaussian."""
     return np.sqrt(2) * cycles / (2 * np.pi * np.asarray(center))
@@ -63,8 +72,8 @@ def _plan(samples, step, first, frequencies, kind, shape, rate, dtype, device):
 
 # %% ../../nbs/02_signal/03_wavelets.ipynb #03f3e236
 @full_precision
-def cwt(x, frequencies, kind: str = "morlet", shape: float = None, step: int = 1, first: int = 0,
-        rate: float = EEG_RATE):
+def cwt(x: torch.Tensor, frequencies: Sequence[float], kind: str = "morlet", shape: float = None,
+        step: int = 1, first: int = 0, rate: float = EEG_RATE) -> torch.Tensor:
     """Continuous wavelet transform (..., T) -> complex (..., F, S): samples `first`, `first + step`, ...
     of each of the `frequencies` (Hz).
 
@@ -90,13 +99,14 @@ def cwt(x, frequencies, kind: str = "morlet", shape: float = None, step: int = 1
     return _by_rows(rows, x, 4 * gain.numel())
 
 # %% ../../nbs/02_signal/03_wavelets.ipynb #c2b58eb4
-def magnitudes(x, frequencies, kind: str = "morlet", shape: float = None, step: int = 1, first: int = 0,
-               rate: float = EEG_RATE):
+def magnitudes(x: torch.Tensor, frequencies: Sequence[float], kind: str = "morlet", shape: float = None,
+               step: int = 1, first: int = 0, rate: float = EEG_RATE) -> torch.Tensor:
     "`abs` of `cwt`, (..., F, S)."
     return cwt(x, frequencies, kind, shape, step, first, rate).abs()
 
 
-def superlets(x, frequencies, cycles=(3, 4, 5, 6, 7), step: int = 1, first: int = 0, rate: float = EEG_RATE):
+def superlets(x: torch.Tensor, frequencies: Sequence[float], cycles: Sequence[float] = (3, 4, 5, 6, 7),
+              step: int = 1, first: int = 0, rate: float = EEG_RATE) -> torch.Tensor:
     """Superlet transform (..., T) -> (..., F, S): the geometric mean of Morlet magnitudes of these `cycles`.
 
     Moca, Bârzan, Nagy-Dăbâcan and Mureșan 2021, doi:10.1038/s41467-020-20539-9."""
