@@ -58,6 +58,8 @@ class Labels(Part):
     runs: list[str] = []
     table: str | None = None
     teachers: Literal["fold", "nested"] = later("fold")
+    # the models behind the table know none of these patients; nothing but the recipe says so
+    outside: bool = later(False)
     weight: Share = 1.0                    # share of the prediction in the new label
     below_votes: Votes | None = None    # replace only rows with fewer votes than this
 
@@ -67,6 +69,7 @@ class Labels(Part):
             raise ValueError(f"labels from {self.source!r} need either runs or a table")
         if self.source in ("votes", "refined") and (self.runs or self.table):
             raise ValueError(f"labels from {self.source!r} take no runs and no table")
+        if self.outside and not self.table: raise ValueError("outside speaks of a table, and there is none")
         return self
 
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['lineage', 'votes_alone', 'ancestors', 'check_lineage', 'check_folds', 'teacher_folders', 'load_teacher', 'view_data',
-           'teacher_predictions', 'teacher_labels', 'ask']
+           'teacher_predictions', 'judged', 'table_lineage', 'teacher_labels', 'ask']
 
 # %% ../../nbs/08_training/10_teachers.ipynb #80ad052e
 from pathlib import Path
@@ -22,6 +22,7 @@ from hms_hbac.training.labels import (
     mean_predictions,
     mix_labels,
     run_predictions,
+    table_held_out,
     table_predictions,
     to_label,
 )
@@ -71,10 +72,11 @@ def ancestors(record: dict) -> list:
 def check_lineage(record: dict, held_out):
     "`DataError` where a run or one behind it may have seen the patients of one of the folds `held_out`."
     for older in ancestors(record):
-        if older.get("table"): continue                       # its origin is not known; the notes say so
+        if older.get("outside"): continue                     # the recipe says so; the notes do, too
         seen = sorted(set(held_out) - set(older["held_out"]))
         if not seen: continue
-        way = record["run"] if older is record else f"{record['run']} (by labels of {older['run']})"
+        told = older.get("run") or f"the table {older.get('table')}"
+        way = told if older is record else f"{record['run']} (by labels of {told})"
         raise DataError(
             f"{way} has seen the patients of fold {seen[0]}, on which this run is judged",
             where="labels",
@@ -156,6 +158,26 @@ def teacher_predictions(loop, recordings, folder, rows) -> pd.DataFrame:
     prob = predict_rows(loop, system, data, rows, loss)
     return pd.DataFrame(prob, index=loop.given.events.event_id.iloc[rows], columns=list(CLASSES))
 
+# %% ../../nbs/08_training/10_teachers.ipynb #56a5afe4
+def judged(identity: dict) -> list:
+    "The folds whose patients judge a run, so that no label's model may have seen them."
+    return [f for f in (identity["fold"], identity.get("without")) if f is not None and f >= 0]
+
+
+def table_lineage(labels, events, rows) -> dict:
+    """The record of a table of labels, as `lineage` makes one of a run.
+
+    `DataError` where nobody says which patients the models behind it have seen."""
+    known = table_held_out(labels.table, events, rows)
+    if known is None and not labels.outside:
+        raise DataError(
+            "does not say which folds the models behind its labels have not seen",
+            where=labels.table,
+            cure="a column held_out; or labels.outside: true where they know none of these patients",
+        )
+    named = {"run": f"the table {Path(labels.table).name}", "table": str(labels.table)}
+    return named | {"outside": known is None, "held_out": known or [], "labels_from": []}
+
 # %% ../../nbs/08_training/10_teachers.ipynb #aba487ef
 def teacher_labels(recordings, loop, stage, rows) -> pd.DataFrame:
     """New targets of the events at positions `rows` as `stage.labels` says.
@@ -164,8 +186,12 @@ def teacher_labels(recordings, loop, stage, rows) -> pd.DataFrame:
     labels, events = stage.labels, loop.given.events
     rows = to_label(events, rows, labels.below_votes)
     if labels.table:
-        loop.notes.append(f"stage {stage.name!r}: labels from the table {labels.table}, of unknown origin")
-        loop.lineages.append({"table": str(labels.table), "held_out": [], "labels_from": []})
+        record = table_lineage(labels, events, rows)
+        check_lineage(record, judged(loop.given.identity))
+        if record["outside"]:
+            note = f"stage {stage.name!r}: the recipe says that {labels.table} knows none of these patients"
+            loop.notes.append(note)
+        if record not in loop.lineages: loop.lineages.append(record)
         made = [table_predictions(labels.table, events)]
     else: made = [ask(recordings, loop, name, labels.teachers, rows) for name in labels.runs]
     return mix_labels(events, rows, mean_predictions(made), labels.weight)
@@ -175,10 +201,9 @@ def ask(recordings, loop, name: str, teachers: str, rows) -> pd.DataFrame:
     "Predictions of recipe `name` for the events at positions `rows`, once its fits are known to be clean."
     given, identity = loop.given, loop.given.identity
     folders = teacher_folders(name, given.folder, identity, teachers)
-    held_out = [f for f in (identity["fold"], identity.get("without")) if f is not None and f >= 0]
     for folder in folders:
         record = lineage(folder)
-        check_lineage(record, held_out)
+        check_lineage(record, judged(identity))
         check_folds(record, folder, given.events, identity.get("events"))
         if record not in loop.lineages: loop.lineages.append(record)
     if teachers == "nested": return run_predictions(folders[0].parent, given.events, identity.get("data"))

@@ -118,3 +118,27 @@ def test_labels_never_see_the_held_out_fold(small, tmp_path):
     untrained("panels_b0", comp, table, runs, fold=1, without=0)
     manifest = read_json(student(comp, folder, "nested", teachers="nested") / "manifest.json")
     assert [(r["run"], r["held_out"]) for r in manifest["labels_from"]] == [("without0/fold1", [1, 0])]
+
+
+def test_a_table_of_labels_says_who_has_seen_what(small):
+    """Every row's models must have left out the student's fold: a column `held_out`, or the user's word."""
+    comp, folder = small
+    table = add_folds(events(comp.train), n=2, seed=42)
+    made = table[["event_id", "fold"]].assign(**dict.fromkeys(CLASSES, 1 / 6))
+    def taught(name, outside=False, **columns):
+        file = folder / f"{name}.csv"
+        made.assign(**columns).drop(columns="fold").to_csv(file, index=False)
+        run = student(comp, folder, name, runs=[], table=str(file), outside=outside)
+        return read_json(run / "manifest.json")
+
+    with pytest.raises(DataError, match="does not say which folds"): taught("silent")
+    # out-of-fold predictions, each by a model that has seen the student's patients
+    with pytest.raises(DataError, match="own.csv has seen the patients of fold 0"):
+        taught("own", held_out=made.fold)
+    made.to_parquet(folder / "oof.parquet")
+    with pytest.raises(DataError, match="oof.parquet has seen the patients of fold 0"):
+        student(comp, folder, "oof", runs=[], table=str(folder / "oof.parquet"))
+    [record] = taught("clean", held_out=["1,0" if k else "1" for k in made.fold])["labels_from"]
+    assert record["held_out"] == [0, 1] and not record["outside"]
+    manifest = taught("word", outside=True)
+    assert manifest["labels_from"][0]["outside"] and "knows none of these patients" in manifest["notes"][-1]

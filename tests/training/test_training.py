@@ -125,6 +125,52 @@ def test_patience_ends_a_stage(tmp_path):
     assert len(loop.progress.history) < 18
 
 
+def warm(epochs, weighted=False):
+    return {"epochs": epochs, "warmup": SimpleNamespace(epochs=1, weighted=weighted, reset_best=True)}
+
+
+def test_a_warm_up_sees_no_vote_weights(tmp_path):
+    "One epoch of warm-up moves the weights as a loss without vote weights does."
+    def trained(name, **over):
+        fit(loop := toy_loop(tmp_path / name, settings=toy_settings(**over)))
+        return loop.system.state_dict()
+
+    plain = trained("plain", stages=[{"epochs": 1}], loss="KL()")
+    first = trained("first", stages=[warm(1)], loss="KL(weights='log')")
+    other = trained("other", stages=[warm(1, weighted=True)], loss="KL(weights='log')")
+    assert all(first[k].equal(v) for k, v in plain.items())
+    assert not any(other[k].equal(v) for k, v in plain.items())
+    whole = trained("whole", stages=[warm(2)], loss="KL(weights='log')")
+    half = trained("half", stages=[{"epochs": 2}], loss="KL()")
+    assert not any(whole[k].equal(v) for k, v in half.items())
+
+
+def test_no_weights_of_a_warm_up_win(tmp_path, monkeypatch):
+    "Scores that only rise: without a warm-up the first weights win, with one those of the second epoch."
+    import hms_hbac.training.loop as parts
+    def best(name, **stage):
+        seen = []
+        monkeypatch.setattr(parts, "score", lambda loop, prob: seen.append(len(seen)) or (seen[-1], seen[-1]))
+        fit(loop := toy_loop(tmp_path / name, settings=toy_settings(stages=[stage], evals_per_epoch=1)))
+        return [row["epoch"] for row in loop.progress.history if row["best"]]
+
+    assert best("plain", epochs=3) == [1]
+    assert best("warm", **warm(3)) == [1, 2]
+
+
+def test_a_stage_that_continues_keeps_its_schedule(tmp_path):
+    "Two stages, one cosine: the rate falls on over the border, and nothing begins anew."
+    def rates(**second):
+        stages = [{"epochs": 2}, {"name": "sure", "epochs": 2, "min_votes": 10, **second}]
+        settings = toy_settings(stages=stages, schedule=toy_schedule("cosine"))
+        fit(loop := toy_loop(tmp_path / str(second), settings=settings))
+        return [row["lr"] for row in loop.progress.history]
+
+    one, two = rates(start="continue"), rates()
+    assert sorted(one, reverse=True) == one and one[3] > .1 * one[0]
+    assert two[3] < .01 * two[0] < two[4]
+
+
 def test_nothing_to_validate_on(tmp_path):
     loop = toy_loop(tmp_path, train_rows=np.arange(330), valid_rows=np.array([], int))
     assert fit(loop) == "finished" and loop.progress.history[-1]["best"]
