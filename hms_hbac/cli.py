@@ -150,18 +150,9 @@ def train(
     "Train a recipe fold by fold; finished folds are skipped, a stopped one goes on."
     from hms_hbac.models.recipe import load_recipe
     from hms_hbac.training.run import train_folds
-    done = train_folds(
-        load_recipe(recipe, scale, set or ()),
-        data,
-        runs,
-        folds=numbers(folds, "--folds"),
-        cache=cache,
-        time_budget=time_budget,
-        resume=resume,
-        workers=workers,
-        track=track,
-        without=without,
-    )
+    done = train_folds(load_recipe(recipe, scale, set or ()), data, runs, folds=numbers(folds, "--folds"),
+                       cache=cache, time_budget=time_budget, resume=resume, workers=workers, track=track,
+                       without=without)
     for folder in done: print(folder)
 
 # %% ../nbs/13_cli.ipynb #446f43f2
@@ -271,13 +262,5 @@ def demo(
 ):
     "From an empty folder to a scored submission on a simulated competition."
     from hms_hbac.demo import demo
-    demo(
-        out,
-        patients,
-        test_patients,
-        seed,
-        tuple(members.split(",")),
-        numbers(folds, "--folds"),
-        workers,
-        kernels,
-    )
+    demo(out, patients, test_patients, seed, tuple(members.split(",")), numbers(folds, "--folds"), workers,
+         kernels)

@@ -68,9 +68,8 @@ def score_table(
     votes, columns = next(iter(tables.values())), {}
     for name, keep in (("held-out patients", votes.n_votes > 0), (SURE, votes.n_votes >= SURE_VOTES)):
         members = {n: t[keep][list(CLASSES)].to_numpy() for n, t in tables.items()}
-        columns[name] = column(
-            vote_shares(votes[keep]), members, truth[truth.event_id.isin(votes[keep].event_id)]
-        )
+        columns[name] = column(vote_shares(votes[keep]), members,
+                               truth[truth.event_id.isin(votes[keep].event_id)])
     test = pd.read_parquet(comp.path/"truth.parquet").query("split == 'test'")
     members = {
         n: pd.read_csv(p).set_index("eeg_id").loc[test.eeg_id, list(VOTES)].to_numpy()
@@ -101,10 +100,8 @@ def verdicts(table: pd.DataFrame, members: list[str]) -> list[str]:
     if "ensemble" not in column: return lines
     best = column[members].idxmin()
     word = "beats" if column["ensemble"] < column[best] else "does NOT beat"
-    return [
-        *lines,
-        f"The ensemble {word} its better member {best} ({column['ensemble']:.3f}, {column[best]:.3f}).",
-    ]
+    return [*lines,
+            f"The ensemble {word} its better member {best} ({column['ensemble']:.3f}, {column[best]:.3f})."]
 
 # %% ../nbs/12_demo.ipynb #27e08b6b
 MEMBERS = ("panels_b0", "resnet1d_gru")
@@ -166,9 +163,8 @@ def rehearse_kernels(comp: Competition, out: Path, workers: int = 2):
     table = rehearse(comp.path, runs, out=out/"rehearsal", scale="demo", workers=workers)
     print(table.to_string(index=False))
     if not passed(table):
-        raise KaggleError(
-            "the rehearsal did not pass", where=out/"rehearsal", cure="read the kernels' outputs there"
-        )
+        raise KaggleError("the rehearsal did not pass", where=out/"rehearsal",
+                          cure="read the kernels' outputs there")
 
 # %% ../nbs/12_demo.ipynb #c3958b44
 def demo(

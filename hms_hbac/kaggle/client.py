@@ -74,9 +74,8 @@ HINTS = {
 
 def cure_for(words: object) -> str:
     "The first hint whose key occurs in the server's words."
-    return next(
-        (c for k, c in HINTS.items() if k in str(words).lower()), "read the message on the kernel's page"
-    )
+    return next((c for k, c in HINTS.items() if k in str(words).lower()),
+                "read the message on the kernel's page")
 
 # %% ../../nbs/11_kaggle/07_client.ipynb #006cd3f8
 def unsigned(words: object) -> str:
@@ -207,17 +206,13 @@ def push_model(
     handle = MODEL_HANDLE.replace(OWNER, owner_of(api, owner))
     verified(folder, handle)
     before = ask(handle, model_version, api, handle)
-    how = dict(
-        license_name="Apache 2.0", version_notes=notes, ignore_patterns=[".*", "dataset-metadata.json"]
-    )
+    how = dict(license_name="Apache 2.0", version_notes=notes,
+               ignore_patterns=[".*", "dataset-metadata.json"])
     ask(handle, kagglehub.model_upload, handle, str(folder), **how)
     now = ask(handle, model_version, api, handle)
     if now <= before:
-        raise KaggleError(
-            f"the newest version is still {now}",
-            where=handle,
-            cure="it may be processed yet: look at the model's page before you push again",
-        )
+        raise KaggleError(f"the newest version is still {now}", where=handle,
+                          cure="it may be processed yet: look at the model's page before you push again")
     return {"ref": f"{handle}/{now}", "version": now, "url": f"https://www.kaggle.com/models/{handle}/{now}"}
 
 # %% ../../nbs/11_kaggle/07_client.ipynb #6bfaa08e

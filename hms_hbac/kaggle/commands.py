@@ -26,9 +26,8 @@ def kaggle(): pass
 
 
 Names, Count, Kind = list[str] | None, int | None, Literal["dataset", "model"]
-Owner = Annotated[
-    str | None, typer.Option(help="your account's name; default: that of the client's credentials")
-]
+Owner = Annotated[str | None,
+                  typer.Option(help="your account's name; default: that of the client's credentials")]
 
 
 def kernel_folders(named: list[Path] | None) -> list[Path]:
@@ -83,9 +82,7 @@ def weights(
     if kind == "dataset": return
     from hms_hbac.kaggle.client import push_model
     got = push_model(out, owner)
-    print(
-        f"model_sources: {got['ref']}\n{got['url']}\nattach: kaggle push KERNEL --model {got['version']}"
-    )
+    print(f"model_sources: {got['ref']}\n{got['url']}\nattach: kaggle push KERNEL --model {got['version']}")
 
 # %% ../../nbs/11_kaggle/12_commands.ipynb #50480b36
 @kaggle_app.command()
@@ -121,19 +118,16 @@ def named_ref(target: str, owner: str | None) -> tuple[str, str]:
     from hms_hbac.kaggle.metadata import OWNER
     kind = next((k for k in ("kernel", "dataset") if (Path(target)/f"{k}-metadata.json").is_file()), None)
     if kind is None:
-        ref, kind = (
-            target.removeprefix("datasets/"),
-            "dataset" if target.startswith("datasets/") else "kernel",
-        )
+        ref, kind = (target.removeprefix("datasets/"),
+                     "dataset" if target.startswith("datasets/") else "kernel")
         if len([p for p in ref.split("/") if p]) == 2: return ref, kind
         raise KaggleError(f"{target!r} is neither a folder with metadata nor owner/slug",
                           cure="write kaggle_kernels/NAME, owner/slug, or datasets/owner/slug")
     meta = read_json(Path(target)/f"{kind}-metadata.json")
     ref = meta.get("id") if isinstance(meta, dict) else None
     if not isinstance(ref, str):
-        raise KaggleError(
-            "its metadata has no id", where=target, cure="`hms-hbac kaggle check` names the faults"
-        )
+        raise KaggleError("its metadata has no id", where=target,
+                          cure="`hms-hbac kaggle check` names the faults")
     return (ref.replace(OWNER, owner_of(None if owner else connect(), owner)) if OWNER in ref else ref), kind
 
 # %% ../../nbs/11_kaggle/12_commands.ipynb #8df66706
@@ -195,9 +189,8 @@ Kernels = Annotated[
 Runs = Annotated[Path | None, typer.Option(help="trained runs, packed as the weights")]
 Form = Annotated[Literal["new", "old"], typer.Option(help="mount form")]
 Scale = Annotated[Literal["demo", "full"], typer.Option(help="HMS_SCALE of the kernels")]
-Attach = Annotated[
-    list[str] | None, typer.Option(help="output of an earlier kernel, SLUG=FOLDER; repeatable")
-]
+Attach = Annotated[list[str] | None,
+                   typer.Option(help="output of an earlier kernel, SLUG=FOLDER; repeatable")]
 Budget = Annotated[str | None, typer.Option(help="the training kernels' own budget, such as 2m")]
 
 # %% ../../nbs/11_kaggle/12_commands.ipynb #23ec30e9
@@ -219,22 +212,9 @@ def rehearse(
     Then check what they wrote."""
     from hms_hbac.kaggle.rehearse import INFERENCE, passed, rehearse
     env = {"HMS_TIME_BUDGET": time_budget} if time_budget else None
-    table = rehearse(
-        data,
-        runs,
-        kernels or INFERENCE,
-        out=out,
-        form=form,
-        owner=owner,
-        attach=outputs_of(attach),
-        scale=scale,
-        time_limit=time_limit,
-        disk_limit=disk_limit * 1e9,
-        compare=compare,
-        env=env,
-        workers=workers,
-        model=model,
-    )
+    table = rehearse(data, runs, kernels or INFERENCE, out=out, form=form, owner=owner,
+                     attach=outputs_of(attach), scale=scale, time_limit=time_limit,
+                     disk_limit=disk_limit * 1e9, compare=compare, env=env, workers=workers, model=model)
     print(table.to_string(index=False, max_colwidth=60))
     if not passed(table): raise typer.Exit(1)
     print("passed")

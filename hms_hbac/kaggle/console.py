@@ -126,15 +126,9 @@ class Commands(typer.core.TyperGroup):
 # %% ../../nbs/11_kaggle/11_console.ipynb #387b0b0d
 def command_group(about: str) -> typer.Typer:
     "An empty group of commands in this frame, with the help text `about`."
-    return typer.Typer(
-        cls=Commands,
-        no_args_is_help=True,
-        add_completion=False,
-        pretty_exceptions_enable=False,
-        rich_markup_mode=None,
-        context_settings={"help_option_names": ["-h", "--help"]},
-        help=about,
-    )
+    return typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False,
+                       pretty_exceptions_enable=False, rich_markup_mode=None,
+                       context_settings={"help_option_names": ["-h", "--help"]}, help=about)
 
 # %% ../../nbs/11_kaggle/11_console.ipynb #c5c098fa
 def numbers(text: str, name: str) -> list[int]:

@@ -62,17 +62,11 @@ def wait(
         print(f"\r{ref}: {word}, {waited / 60:.0f} min ", end=end, file=out, flush=True)
         if state == "done": return waited
         if state == "failed":
-            raise KaggleError(
-                f"ended with {word}" + (f": {why}" if why else ""),
-                where=ref,
-                cure="read the log: `hms-hbac kaggle fetch` brings it, or the kernel's page",
-            )
+            raise KaggleError(f"ended with {word}" + (f": {why}" if why else ""), where=ref,
+                              cure="read the log: `hms-hbac kaggle fetch` brings it, or the kernel's page")
         if waited + every > deadline:
-            raise KaggleError(
-                f"still {word} after {waited / 60:.0f} min",
-                where=ref,
-                cure="it goes on there; wait again with a later --deadline",
-            )
+            raise KaggleError(f"still {word} after {waited / 60:.0f} min", where=ref,
+                              cure="it goes on there; wait again with a later --deadline")
         time.sleep(every)
 
 # %% ../../nbs/11_kaggle/08_fetch.ipynb #e104a9eb
@@ -103,9 +97,8 @@ def local_name(
     `KaggleError` for a name that leads out of the folder."""
     path = PurePosixPath(str(name))
     if path.is_absolute() or ".." in path.parts or not path.parts or "\\" in str(name) or "\0" in str(name):
-        raise KaggleError(
-            f"the output holds a file named {name!r}", where=slug, cure="do not trust this kernel's output"
-        )
+        raise KaggleError(f"the output holds a file named {name!r}", where=slug,
+                          cure="do not trust this kernel's output")
     if any(p.startswith(".") for p in path.parts): return ""
     inside = path.parts[0] == "runs" and len(path.parts) > 1
     return str(PurePosixPath(*path.parts[1:])) if inside else f"kaggle-{slug}/{path}"
@@ -115,11 +108,8 @@ def no_link(folder: Path, name: str):
     "`KaggleError` where a link lies on the way to file `name` of `folder`."
     for part in [Path(folder)/p for p in (name, *map(str, PurePosixPath(name).parents[:-1]))]:
         if part.is_symlink():
-            raise KaggleError(
-                "is a link, through which nothing is written",
-                where=part,
-                cure="remove it, or name other runs",
-            )
+            raise KaggleError("is a link, through which nothing is written", where=part,
+                              cure="remove it, or name other runs")
 
 # %% ../../nbs/11_kaggle/08_fetch.ipynb #079f6c93
 def download(url: str, path: Path) -> int:

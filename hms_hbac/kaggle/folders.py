@@ -72,11 +72,8 @@ def claim(
         raise KaggleError("is no folder", where=out, cure="name a folder with --out")
     for p in inputs:
         if lies_in(out, p) or lies_in(p, out):
-            raise KaggleError(
-                f"the output would lie in, or hold, the input {p}",
-                where=out,
-                cure="name another folder with --out",
-            )
+            raise KaggleError(f"the output would lie in, or hold, the input {p}", where=out,
+                              cure="name another folder with --out")
     if not out.exists() or all(p.name in SPARED[:2] for p in out.iterdir()): return []
     return marked(out, kind)
 
@@ -109,9 +106,8 @@ def move_in(build: Path, out: Path, kind: str, old: list[str]):
     new = files_of(build)
     foreign = [n for n in new if n not in old and os.path.lexists(out/n)]
     if foreign:
-        raise KaggleError(
-            f"{foreign[0]} lies there, and was not made by this command", where=out, cure="move it away first"
-        )
+        raise KaggleError(f"{foreign[0]} lies there, and was not made by this command", where=out,
+                          cure="move it away first")
     out.mkdir(exist_ok=True)
     write_json(out/MARK, {"kind": kind, "files": sorted({*old, *new})})
     (out/"manifest.json").unlink(missing_ok=True)

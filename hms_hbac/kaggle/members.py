@@ -79,14 +79,8 @@ def run_member(
     call = f"run_notebook({str(notebook.resolve())!r}, {os.getpid()})"
     code = f"from hms_hbac.kaggle.members import run_notebook; {call}"
     with open(folder/"log.txt", "w") as log:
-        child = subprocess.Popen(
-            [sys.executable, "-c", code],
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        child = subprocess.Popen([sys.executable, "-c", code], cwd=folder, stdin=subprocess.DEVNULL,
+                                 stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         try: code = child.wait(limit)
         except subprocess.TimeoutExpired: code = None
         finally: end(child)

@@ -227,9 +227,8 @@ def folder_faults(folder: Path) -> list[dict]:
 # %% ../../nbs/11_kaggle/02_metadata.ipynb #8da3929d
 def check(folders: Iterable[Path]) -> pd.DataFrame:
     "Faults of several folders (columns file, key, what, cure), empty where all is well."
-    return pd.DataFrame(
-        [f for folder in folders for f in folder_faults(folder)], columns=["file", "key", "what", "cure"]
-    )
+    return pd.DataFrame([f for folder in folders for f in folder_faults(folder)],
+                        columns=["file", "key", "what", "cure"])
 
 # %% ../../nbs/11_kaggle/02_metadata.ipynb #ac38946a
 def with_model(meta: dict, version: int) -> dict:
@@ -260,9 +259,8 @@ def staged(
     first_fault(folder)
     with tempfile.TemporaryDirectory(prefix="hms-kaggle-") as tmp:
         copy = Path(tmp)/Path(folder).resolve().name
-        shutil.copytree(
-            folder, copy, ignore=shutil.ignore_patterns(".*", "__pycache__"), copy_function=link_or_copy
-        )
+        shutil.copytree(folder, copy, ignore=shutil.ignore_patterns(".*", "__pycache__"),
+                        copy_function=link_or_copy)
         for path in (copy/"kernel-metadata.json", copy/"dataset-metadata.json"):
             if not path.is_file(): continue
             meta = json.loads(path.read_text(encoding="utf-8").replace(OWNER, owner.lower()))

@@ -70,9 +70,8 @@ def find_repository(start: Path = None) -> Path:
     here = Path(start or Path.cwd()).resolve()
     for p in [here, *here.parents, Path(hms_hbac.__file__).resolve().parent.parent]:
         if (p/"settings.ini").is_file() and (p/"hms_hbac").is_dir(): return p
-    raise KaggleError(
-        "no repository of hms_hbac here", where=here, cure="call it from the repository's folder"
-    )
+    raise KaggleError("no repository of hms_hbac here", where=here,
+                      cure="call it from the repository's folder")
 
 
 def pip(*args: str):
@@ -101,16 +100,8 @@ def fetch_wheel(
     have = sorted(Path(before).glob(pattern)) if before is not None else []
     if have: shutil.copyfile(have[-1], Path(out)/have[-1].name)
     if have: return
-    pure = (
-        "--no-deps",
-        "--only-binary=:all:",
-        "--platform",
-        "any",
-        "--abi",
-        "none",
-        "--implementation",
-        "py",
-    )
+    pure = ("--no-deps", "--only-binary=:all:", "--platform", "any", "--abi", "none", "--implementation",
+            "py")
     spec = f"{name}=={wanted}" if wanted else name
     try: pip("download", *pure, "--timeout", "10", "--retries", "1", "-d", str(out), spec)
     except KaggleError as e: print(f"left out {spec}: {e.what}", file=sys.stderr)
@@ -121,11 +112,8 @@ def build_package(repository: Path, out: Path) -> str:
     with tempfile.TemporaryDirectory() as tmp:
         for name in ("setup.py", "settings.ini", "MANIFEST.in", "README.md", "LICENSE"):
             if (repository/name).is_file(): shutil.copy(repository/name, tmp)
-        shutil.copytree(
-            repository/"hms_hbac",
-            Path(tmp)/"hms_hbac",
-            ignore=shutil.ignore_patterns("__pycache__", ".*"),
-        )
+        shutil.copytree(repository/"hms_hbac", Path(tmp)/"hms_hbac",
+                        ignore=shutil.ignore_patterns("__pycache__", ".*"))
         pip("wheel", "--no-deps", "--no-index", "--no-build-isolation", "-w", f"{tmp}/made", tmp)
         return Path(shutil.copy(next(Path(tmp, "made").glob("hms_hbac-*.whl")), out)).name
 
@@ -176,9 +164,8 @@ def public_recipe(path: Path) -> dict:
         if PLACE.search(yaml.safe_dump(v)) and k not in ("origin", "original", "ours", "avoided")
     ]
     if named:
-        raise RecipeError(
-            f"{named[0]} names a path, which would be published", where=path, cure="train without that path"
-        )
+        raise RecipeError(f"{named[0]} names a path, which would be published", where=path,
+                          cure="train without that path")
     return recipe
 
 # %% ../../nbs/11_kaggle/04_package.ipynb #9e92fdb9
@@ -223,11 +210,8 @@ def pack_weights(
     names = {f: f"{g.name}/{f.name}" if f.resolve() != g else g.name for f, g in found.items()}
     twice = [n for n in names.values() if list(names.values()).count(n) > 1]
     if twice:
-        raise KaggleError(
-            f"{twice[0]} stands there {twice.count(twice[0])} times",
-            where=runs,
-            cure="name one folder of runs for each recipe",
-        )
+        raise KaggleError(f"{twice[0]} stands there {twice.count(twice[0])} times", where=runs,
+                          cure="name one folder of runs for each recipe")
     named = [runs] if isinstance(runs, (str, Path)) else list(runs)
     with renewed(out, "weights", [*named, *found]) as build:
         for folder, name in names.items():
@@ -237,10 +221,7 @@ def pack_weights(
             rows.append(dict(run=name, MB=round(size / 1e6, 2), state=state))
         table = pd.DataFrame(rows, columns=["run", "MB", "state"])
         if not (table.state == "packed").any():
-            raise KaggleError(
-                "no finished run",
-                where=runs,
-                cure="train to the end first: `hms-hbac runs` shows the state of each",
-            )
+            raise KaggleError("no finished run", where=runs,
+                              cure="train to the end first: `hms-hbac runs` shows the state of each")
         write_manifest(build)
     return table

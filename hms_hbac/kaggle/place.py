@@ -43,11 +43,8 @@ def mounts(
     for kind, slug, rest in wanted_inputs(meta, sources):
         folder = sources.get(kind, {}).get(slug)
         if folder is None:
-            raise KaggleError(
-                f"nothing stands in for {kind}/{slug}",
-                where=meta["id"],
-                cure="name a folder for it with --attach SLUG=FOLDER, or take the source out",
-            )
+            raise KaggleError(f"nothing stands in for {kind}/{slug}", where=meta["id"],
+                              cure="name a folder for it with --attach SLUG=FOLDER, or take the source out")
         by = "" if kind == "competitions" else f"{owner}/"
         out[(slug if form == "old" else f"{kind}/{by}{slug}") + rest] = Path(folder).resolve()
     return out
@@ -152,10 +149,8 @@ def place(
     code = read_json(folder/"kernel-metadata.json")["code_file"]
     write_json(root/"kernel.ipynb", pushed_form(folder/code))
     (root/"execute.py").write_text(EXECUTE)
-    orders = {
-        "isolate": isolate,
-        "mounts": [[str(s), str((root/"input"/p).resolve())] for p, s in inputs.items()],
-    }
+    orders = {"isolate": isolate,
+              "mounts": [[str(s), str((root/"input"/p).resolve())] for p, s in inputs.items()]}
     files = {
         "notebook": "kernel.ipynb",
         "working": "working",
@@ -172,14 +167,8 @@ def place(
     ], orders
 
 # %% ../../nbs/11_kaggle/09_place.ipynb #6cc7ced5
-KEEP = (
-    "LANG",
-    "OMP_NUM_THREADS",
-    "LD_LIBRARY_PATH",
-    "CUDA_VISIBLE_DEVICES",
-    "TMPDIR",
-    "COVERAGE_PROCESS_START",
-)
+KEEP = ("LANG", "OMP_NUM_THREADS", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "TMPDIR",
+        "COVERAGE_PROCESS_START")
 
 
 def environment(root: Path, scale: str, more: dict = None) -> dict[str, str]:
@@ -218,13 +207,8 @@ def watch(
     "Run the command: (reason it was stopped or '', seconds, peak bytes of memory)."
     import psutil
     begin, peak, looked, why = time.monotonic(), 0, 0.0, ""
-    how = dict(
-        cwd=root/"working",
-        env=env,
-        stdin=subprocess.DEVNULL,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
+    how = dict(cwd=root/"working", env=env, stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT,
+               start_new_session=True)
     with open(root/"log.txt", "w") as log: child = psutil.Popen(command, stdout=log, **how)
     try:
         while child.poll() is None and not why:

@@ -133,14 +133,8 @@ def passed(
     return bool((fine & (table.difference.isna() | (table.difference.astype(float) <= tolerance))).all())
 
 # %% ../../nbs/11_kaggle/10_rehearse.ipynb #eb5386cb
-INFERENCE = (
-    "infer-attention",
-    "infer-multiwindow",
-    "infer-refined",
-    "infer-balance",
-    "infer-panels",
-    "submit-ensemble",
-)
+INFERENCE = ("infer-attention", "infer-multiwindow", "infer-refined", "infer-balance", "infer-panels",
+             "submit-ensemble")
 SHARED = ("image", "wheel", "weights", "expected")
 
 # %% ../../nbs/11_kaggle/10_rehearse.ipynb #376fa7bb
@@ -222,31 +216,18 @@ def rehearse(
     model: int = None,                  # mount the weights as this version of the model
 ) -> pd.DataFrame:
     "Run kernels as Kaggle would, in `out`/<kernel>: DataFrame, one row a kernel."
-    folder, out, data = (
-        Path(folder or find_repository()/"kaggle_kernels"),
-        Path(out).resolve(),
-        Path(data).resolve(),
-    )
+    folder, out, data = (Path(folder or find_repository()/"kaggle_kernels"), Path(out).resolve(),
+                         Path(data).resolve())
     isolate = can_isolate() if isolate is None else isolate
     print(WAYS[isolate], flush=True)
-    taken(
-        out, kernels, [data, folder, *(p for p in (runs, wheel) if p is not None), *(attach or {}).values()]
-    )
+    taken(out, kernels,
+          [data, folder, *(p for p in (runs, wheel) if p is not None), *(attach or {}).values()])
     sources = prepare_sources(out, data, runs, wheel, attach or {})
     cores = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers))} if workers > 1 else {}
-    setting = dict(
-        form=form,
-        owner=owner,
-        scale=scale,
-        env=cores | (env or {}),
-        model=model,
-        time_limit=time_limit,
-        disk_limit=disk_limit,
-        isolate=isolate,
-    )
-    rows = run_side_by_side(
-        kernels, lambda n: run_one(folder/n, out/n, sources, out/"image", setting), workers
-    )
+    setting = dict(form=form, owner=owner, scale=scale, env=cores | (env or {}), model=model,
+                   time_limit=time_limit, disk_limit=disk_limit, isolate=isolate)
+    rows = run_side_by_side(kernels, lambda n: run_one(folder/n, out/n, sources, out/"image", setting),
+                            workers)
     for row in rows:
         row["difference"] = own_difference(row, folder, out, data, runs, scale) if compare else None
     return pd.DataFrame(rows)

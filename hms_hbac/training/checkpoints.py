@@ -12,6 +12,7 @@ import json
 import os
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,10 +22,11 @@ from safetensors.torch import save as save_bytes
 from ..core import CheckpointError, atomic_write, write_json
 
 # %% ../../nbs/08_training/03_checkpoints.ipynb #0ac04e9c
-def pack(obj, tensors, name="state"):
+def pack(obj: Any, tensors: dict[str, torch.Tensor], name: str = "state") -> Any:
     """JSON-able tree of nested dicts, lists, tuples, numbers, arrays and tensors.
 
-    The numbers of the last two go to `tensors` under a name."""
+    Arrays and tensors go to `tensors` under names that begin with `name`. `CheckpointError` for what
+    cannot be stored."""
     if isinstance(obj, np.ndarray):
         return {
             "$array": pack(
@@ -53,7 +55,7 @@ def pack(obj, tensors, name="state"):
     raise CheckpointError(f"cannot store {type(obj).__name__}", where=name)
 
 
-def unpack(tree, tensors):
+def unpack(tree: Any, tensors: dict[str, torch.Tensor]) -> Any:
     "The nest that `pack` took apart."
     if isinstance(tree, list): return [unpack(v, tensors) for v in tree]
     if not isinstance(tree, dict): return tree
@@ -64,13 +66,13 @@ def unpack(tree, tensors):
     return {k: unpack(v, tensors) for k, v in tree.items()}
 
 # %% ../../nbs/08_training/03_checkpoints.ipynb #cb18a3b9
-def rng_state():
+def rng_state() -> dict:
     "The state of this process's generators: python, numpy, torch, and each CUDA device's."
     return {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
 
 
-def set_rng_state(state):
+def set_rng_state(state: dict) -> None:
     "Put back what `rng_state` read."
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
@@ -88,15 +90,18 @@ def _flush_folder(folder):
     finally: os.close(fd)
 
 
-def tree_hash(tree) -> str:
+def tree_hash(tree: Any) -> str:
     "SHA-256 of a tree that `pack` made."
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 
-def save_checkpoint(folder, state, identity):
-    """Write the nest `state` into `folder`.
+def save_checkpoint(folder: Path | str,
+                    state: dict,            # what `pack` can store
+                    identity: dict,         # whose it is: see `run_identity`
+                    ) -> None:
+    """Write the nest `state` into `folder`: a file of tensors, then state.json, which names it.
 
-    The last good checkpoint there stays until the new one is complete. `identity`: whose it is."""
+    The last good checkpoint stays until the new one is complete. `CheckpointError` where the disk refuses."""
     folder, tensors = Path(folder), {}
     tree = pack(state, tensors)
     try: serial = json.loads((folder/"state.json").read_text(encoding="utf-8"))["serial"] + 1
@@ -120,12 +125,9 @@ def save_checkpoint(folder, state, identity):
         )
         _flush_folder(folder)
     except OSError as e:
-        raise CheckpointError(
-            f"could not write the checkpoint ({e.strerror or e})",
-            where=folder,
-            cure="the last good checkpoint is untouched: make room on the disk and "
-                 "give the same command again",
-        ) from e
+        raise CheckpointError(f"could not write the checkpoint ({e.strerror or e})", where=folder,
+                              cure="the last good checkpoint is untouched: make room on the disk and "
+                              "give the same command again") from e
     for p in [*folder.glob("state-*.safetensors"), *folder.glob(".state*.part")]:
         if p.name != file: p.unlink(missing_ok=True)
 
@@ -137,31 +139,24 @@ def _read_state(folder):
     try:
         head = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     except (ValueError, OSError) as e:
-        raise CheckpointError(
-            f"corrupt checkpoint, state.json cannot be read ({e})", where=folder, cure=FRESH
-        ) from None
+        raise CheckpointError(f"corrupt checkpoint, state.json cannot be read ({e})", where=folder,
+                              cure=FRESH) from None
     if (
         not isinstance(head, dict)
         or head.get("format") != 1
         or not {"identity", "file", "sha256", "state"} <= set(head)
     ):
-        raise CheckpointError(
-            "corrupt checkpoint, or one of another version: state.json lacks its fields",
-            where=folder,
-            cure=FRESH,
-        )
+        raise CheckpointError("corrupt checkpoint, or one of another version: state.json lacks its fields",
+                              where=folder, cure=FRESH)
     if not isinstance(head["identity"], dict) or head.get(
         "state_sha256", tree_hash(head["state"])
     ) != tree_hash(head["state"]):
-        raise CheckpointError(
-            "corrupt checkpoint, state.json is not what was written (its SHA-256 differs)",
-            where=folder,
-            cure=FRESH,
-        )
+        raise CheckpointError("corrupt checkpoint, state.json is not what was written (its SHA-256 differs)",
+                              where=folder, cure=FRESH)
     return head
 
 
-def same_run(folder, mine: dict, theirs: dict, what: str):
+def same_run(folder: Path | str, mine: dict, theirs: dict, what: str) -> None:
     """`CheckpointError` where two identities differ.
 
     A key that one of them does not have (of an earlier version) is unknown, not different."""
@@ -169,14 +164,11 @@ def same_run(folder, mine: dict, theirs: dict, what: str):
         if mine[key] == theirs[key]: continue
         told = f"{theirs[key]!r} there and {mine[key]!r} here"
         text = f"the table of events has changed: {key} is {told}" if key == "events" else f"{key} is {told}"
-        raise CheckpointError(
-            f"{what} another run: {text}",
-            where=folder,
-            cure="name another --runs folder, or begin again with --fresh",
-        )
+        raise CheckpointError(f"{what} another run: {text}", where=folder,
+                              cure="name another --runs folder, or begin again with --fresh")
 
 
-def load_checkpoint(folder, identity):
+def load_checkpoint(folder: Path | str, identity: dict) -> dict | None:
     """The `state` last saved in `folder`, or None where nothing was saved.
 
     `CheckpointError` where it is corrupt or not `identity`'s."""
@@ -187,9 +179,8 @@ def load_checkpoint(folder, identity):
     try:
         data = (folder / head["file"]).read_bytes()
     except OSError as e:
-        raise CheckpointError(
-            f"corrupt checkpoint, cannot read {head['file']} ({e.strerror})", where=folder, cure=FRESH
-        ) from None
+        raise CheckpointError(f"corrupt checkpoint, cannot read {head['file']} ({e.strerror})", where=folder,
+                              cure=FRESH) from None
     if hashlib.sha256(data).hexdigest() != head["sha256"]:
         raise CheckpointError(
             f"corrupt checkpoint, {head['file']} is not what was written (its SHA-256 differs)",
@@ -199,29 +190,25 @@ def load_checkpoint(folder, identity):
     try:
         state = unpack(head["state"], load_bytes(data))
     except Exception as e:
-        raise CheckpointError(
-            f"corrupt checkpoint, its state cannot be read ({type(e).__name__}: {e})",
-            where=folder,
-            cure=FRESH,
-        ) from e
+        raise CheckpointError(f"corrupt checkpoint, its state cannot be read ({type(e).__name__}: {e})",
+                              where=folder, cure=FRESH) from e
     if not isinstance(state, dict) or not state:
         raise CheckpointError("corrupt checkpoint, its state is empty", where=folder, cure=FRESH)
     return state
 
 # %% ../../nbs/08_training/03_checkpoints.ipynb #515822ce
-def save_weights(path, weights, **meta):
-    "Write a state dict as safetensors, atomically; `meta` (strings) goes into the header."
+def save_weights(path: Path | str, weights: dict[str, torch.Tensor], **meta: str) -> None:
+    "Write a state dict as safetensors, atomically; `meta` goes into the header."
     tensors = {}
     pack(weights, tensors, "w")
     data = with_metadata(save_bytes({k[2:]: v for k, v in tensors.items()}), {"format": "pt", **meta})
     with atomic_write(path) as tmp: tmp.write_bytes(data)
 
 
-def with_metadata(data: bytes, meta: dict) -> bytes:
-    """A safetensors file with `meta` in its header, keys in order, so that identical runs give identical
-    bytes.
+def with_metadata(data: bytes, meta: dict[str, str]) -> bytes:
+    """A safetensors file with `meta` in its header, keys in order: identical runs give identical bytes.
 
-    (safetensors itself writes metadata in a random order.) Format: 8 bytes of header length, JSON header,
+    (safetensors itself writes metadata in a random order.) Format: 8 bytes of header length, a JSON header,
     numbers."""
     size = int.from_bytes(data[:8], "little")
     header = {"__metadata__": {k: str(meta[k]) for k in sorted(meta)}, **json.loads(data[8:8 + size])}
@@ -230,16 +217,15 @@ def with_metadata(data: bytes, meta: dict) -> bytes:
     return len(text).to_bytes(8, "little") + text + data[8 + size:]
 
 
-def load_weights(model, path):
+def load_weights(model: torch.nn.Module, path: Path | str) -> torch.nn.Module:
     """Load a safetensors file into `model`, every name and shape of it.
 
     `CheckpointError` says what does not fit."""
     try:
         weights = load_bytes(Path(path).read_bytes())
     except OSError as e:
-        raise CheckpointError(
-            f"cannot read the weights ({e.strerror})", where=path, cure="train the run to its end first"
-        ) from None
+        raise CheckpointError(f"cannot read the weights ({e.strerror})", where=path,
+                              cure="train the run to its end first") from None
     except Exception as e:
         raise CheckpointError(
             f"not a safetensors file ({e})", where=path, cure="fetch the file again"

@@ -17,44 +17,38 @@ from ..core import CLASSES, DataError, RecipeError, read_json
 from .oof import vote_shares
 
 # %% ../../nbs/08_training/02_labels.ipynb #0f497cf8
-def fold_predictions(folder, events, data=None):
-    """One finished fold's out-of-fold rows, DataFrame indexed by event_id with `CLASSES`.
+def fold_predictions(folder: Path | str,         # a finished fold's
+                     events: pd.DataFrame,       # with event_id and fold
+                     data: str | None = None,    # the fingerprint of this competition folder
+                     ) -> pd.DataFrame:
+    """One finished fold's out-of-fold rows, a table of `CLASSES` indexed by event_id.
 
-    `DataError` where a row's patient was not held out."""
+    `DataError` for an unfinished run, for other data, and where a row's patient was not held out."""
     folder = Path(folder)
     manifest = read_json(folder/"manifest.json")
     if manifest.get("status") != "finished":
-        raise DataError(
-            f"this run is {manifest.get('status', 'not finished')}",
-            where=folder,
-            cure="train it to its end first",
-        )
+        raise DataError(f"this run is {manifest.get('status', 'not finished')}", where=folder,
+                        cure="train it to its end first")
     if data is not None and manifest.get("data", data) != data:
-        raise DataError(
-            "this run was trained on other data",
-            where=folder,
-            cure="train the labelling run on the same competition folder",
-        )
+        raise DataError("this run was trained on other data", where=folder,
+                        cure="train the labelling run on the same competition folder")
     table = pd.read_parquet(folder/"oof.parquet").set_index("event_id")
     known = events.set_index("event_id").fold.reindex(table.index)
     seen = table.index[known.to_numpy() != manifest.get("fold")]
     if len(seen):
-        raise DataError(
-            f"{len(seen)} rows (event {seen[0]} first) are not of fold "
-            f"{manifest.get('fold')}: the model may have trained on their patients",
-            where=folder / "oof.parquet",
-            cure="use only out-of-fold predictions made with the same folds and seed",
-        )
+        raise DataError(f"{len(seen)} rows (event {seen[0]} first) are not of fold "
+                        f"{manifest.get('fold')}: the model may have trained on their patients",
+                        where=folder / "oof.parquet",
+                        cure="use only out-of-fold predictions made with the same folds and seed")
     return table[list(CLASSES)]
 
 
-def run_predictions(folder, events, data=None):
+def run_predictions(folder: Path | str, events: pd.DataFrame, data: str | None = None) -> pd.DataFrame:
     "All finished folds of a recipe's run folder, one row per event."
     folds = sorted(Path(folder).glob("fold*/oof.parquet"))
     if not folds:
-        raise DataError(
-            "no out-of-fold predictions", where=folder, cure=f"hms-hbac train {Path(folder).name} ... first"
-        )
+        raise DataError("no out-of-fold predictions", where=folder,
+                        cure=f"hms-hbac train {Path(folder).name} ... first")
     return pd.concat([fold_predictions(f.parent, events, data) for f in folds])
 
 # %% ../../nbs/08_training/02_labels.ipynb #4120f492
@@ -70,18 +64,18 @@ def read_labels(path) -> tuple:
     key = next((k for k in ("event_id", "eeg_id") if k in table), None)
     missing = [c for c in CLASSES if c not in table]
     if key is None or missing:
-        raise DataError(
-            f"lacks {', '.join(missing) or 'event_id or eeg_id'}",
-            where=path,
-            cure=f"columns event_id or eeg_id, {', '.join(CLASSES)}",
-        )
+        raise DataError(f"lacks {', '.join(missing) or 'event_id or eeg_id'}", where=path,
+                        cure=f"columns event_id or eeg_id, {', '.join(CLASSES)}")
     if table[key].duplicated().any():
         raise DataError(f"{key} {table[key][table[key].duplicated()].iloc[0]} stands twice", where=path)
     return table, key
 
 
-def table_predictions(path, events):
-    "Predictions of a table of labels (see `read_labels`), indexed by event_id."
+def table_predictions(path: Path | str, events: pd.DataFrame) -> pd.DataFrame:
+    """Predictions of a parquet or CSV table with `CLASSES` and `event_id` or `eeg_id`, indexed by event_id;
+    each row is divided by its sum.
+
+    `DataError` where the file, a column or a number is not as it should be."""
     table, key = read_labels(path)
     out = (
         events[["event_id", "eeg_id"] if key == "eeg_id" else ["event_id"]]
@@ -112,8 +106,13 @@ def table_held_out(path, events, rows) -> list | None:
     return sorted(set.intersection(*known)) if known else []
 
 # %% ../../nbs/08_training/02_labels.ipynb #0d20b42c
-def mix_labels(events, rows, prediction, weight=1.0, below_votes=None):
-    """New targets of the events at positions `rows`, DataFrame indexed by event_id with `CLASSES`.
+def mix_labels(events: pd.DataFrame,
+               rows: np.ndarray,                # positions in `events`
+               prediction: pd.DataFrame,        # `CLASSES`, indexed by event_id
+               weight: float = 1.0,             # share of the prediction in the new target
+               below_votes: int | None = None,  # only rows with fewer votes
+               ) -> pd.DataFrame:
+    """New targets of the events at `rows`, indexed by event_id with `CLASSES`.
 
     `RecipeError` where a prediction is missing."""
     part = events.iloc[rows]
@@ -121,26 +120,23 @@ def mix_labels(events, rows, prediction, weight=1.0, below_votes=None):
     missing = part[~part.event_id.isin(prediction.index)]
     if len(missing):
         folds = ", ".join(map(str, sorted(missing.fold.unique())))
-        raise RecipeError(
-            f"{len(missing)} of {len(part)} rows to label have no prediction (folds {folds})",
-            where="labels",
-            cure=f"train the labelling runs on folds {folds} first",
-        )
+        raise RecipeError(f"{len(missing)} of {len(part)} rows to label have no prediction (folds {folds})",
+                          where="labels", cure=f"train the labelling runs on folds {folds} first")
     new = weight * prediction.loc[part.event_id].to_numpy() + (1 - weight) * vote_shares(part)
     return pd.DataFrame(new, index=part.event_id, columns=list(CLASSES))
 
 # %% ../../nbs/08_training/02_labels.ipynb #78e6e3a3
-def find_run(name: str, runs) -> Path:
+def find_run(name: str, runs: Path | str) -> Path:
     "The folder of recipe `name` in the folder `runs`, or `name` itself if it is a folder."
     return Path(name) if Path(name).is_dir() else Path(runs)/name
 
 
-def to_label(events, rows, below_votes=None):
+def to_label(events: pd.DataFrame, rows: np.ndarray, below_votes: int | None = None) -> np.ndarray:
     "Those of the positions `rows` whose events have fewer than `below_votes` votes (None: all)."
     return rows if below_votes is None else rows[events.n_votes.to_numpy()[rows] < below_votes]
 
 
-def mean_predictions(tables) -> pd.DataFrame:
+def mean_predictions(tables: list[pd.DataFrame]) -> pd.DataFrame:
     "The mean of several tables of predictions on their common events."
     common = sorted(set.intersection(*(set(t.index) for t in tables)))
     return sum(t.loc[common] for t in tables) / len(tables)

@@ -13,14 +13,16 @@ import time
 from collections import namedtuple
 from contextlib import nullcontext
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
 from ..core import CLASSES, HmsError, RecipeError
-from ..models.losses import kl_rows, smooth_counts, smooth_shares
+from ..models.losses import Loss, kl_rows, smooth_counts, smooth_shares
 from ..models.losses import loss as make_loss
+from ..models.schema import Recipe, Stage
 from ..models.votes import smooth_raters
 from hms_hbac.training.batches import (
     Prefetch,
@@ -37,10 +39,10 @@ from .labels import mix_labels
 from .machine import Paused
 from .oof import vote_shares
 from .optimizers import make_ema, make_optimizer, make_scheduler, update_ema
-from .state import Given, StageState, copy_weights
+from .state import Given, Loop, StageState, copy_weights
 
 # %% ../../nbs/08_training/09_loop.ipynb #d9e6f4af
-def stage_targets(loop, rows):
+def stage_targets(loop: Loop, rows: np.ndarray) -> torch.Tensor | None:
     "(N, 6) float32 tensor of targets by position in `events` where the stage replaces votes, else None."
     given, labels = loop.given, loop.stage.labels
     if labels.source == "votes": return None
@@ -51,17 +53,14 @@ def stage_targets(loop, rows):
         own = pd.DataFrame(prob, index=given.events.event_id.iloc[rows], columns=list(CLASSES))
         table = mix_labels(given.events, rows, own, labels.weight, labels.below_votes)
     else:
-        raise RecipeError(
-            f"nothing makes labels of source {labels.source!r}",
-            where=f"stage {loop.stage.name!r}",
-            cure="votes or refined, or pass label_sources",
-        )
+        raise RecipeError(f"nothing makes labels of source {labels.source!r}",
+                          where=f"stage {loop.stage.name!r}", cure="votes or refined, or pass label_sources")
     targets, at = vote_shares(given.events), pd.Index(given.events.event_id).get_indexer(table.index)
     targets[at[at >= 0]] = table[list(CLASSES)].to_numpy(dtype=np.float32)[at >= 0]
     return torch.from_numpy(targets)
 
 # %% ../../nbs/08_training/09_loop.ipynb #c5bd9344
-def chosen_rows(given: Given, stage) -> np.ndarray:
+def chosen_rows(given: Given, stage: Stage) -> np.ndarray:
     "The training rows that a stage selects; `RecipeError` for fewer than two."
     rows = given.train_rows[stage_rows(given.events.iloc[given.train_rows], stage, given.settings.seed)]
     if len(rows) < 2:
@@ -73,15 +72,14 @@ def chosen_rows(given: Given, stage) -> np.ndarray:
     return rows
 
 
-def stage_plan(given: Given, stage) -> list:
-    "An epoch's updates of a stage."
+def stage_plan(given: Given, stage: Stage) -> list:
+    "An epoch's updates of a stage, each a list of (start, stop) of its batches."
     s = given.settings
-    return plan_updates(
-        len(chosen_rows(given, stage)), s.batch_size, s.accumulate, given.accelerator.num_processes
-    )
+    return plan_updates(len(chosen_rows(given, stage)), s.batch_size, s.accumulate,
+                        given.accelerator.num_processes)
 
 # %% ../../nbs/08_training/09_loop.ipynb #aec01456
-def start_stage(loop, saved=None):
+def start_stage(loop: Loop, saved: dict | None = None) -> None:
     """Make the state of the current stage: rows, targets, plan, and what moves the weights.
 
     With the `saved` state of a checkpoint, weights and targets are left to it."""
@@ -92,9 +90,8 @@ def start_stage(loop, saved=None):
     evaluate_at = {max(1, round(updates * k / evaluations)) for k in range(1, evaluations + 1)}
     loss = make_loss(stage.loss or given.settings.loss)
     if saved is None and stage.start == "continue":
-        loop.state = replace(
-            loop.state, rows=rows, targets=targets, plan=plan, evaluate_at=evaluate_at, loss=loss
-        )
+        loop.state = replace(loop.state, rows=rows, targets=targets, plan=plan, evaluate_at=evaluate_at,
+                             loss=loss)
     else:
         if saved is None and stage.start == "fresh" and loop.progress.stage:
             loop.system.load_state_dict(loop.initial)
@@ -103,7 +100,7 @@ def start_stage(loop, saved=None):
     loop.progress.segment_rows = 0
 
 # %% ../../nbs/08_training/09_loop.ipynb #bb35c7e2
-def movers(loop) -> tuple:
+def movers(loop: Loop) -> tuple:
     """A new optimizer, its schedule, a moving average of the weights, and the number of updates that
     the schedule is made for."""
     given, s = loop.given, loop.settings
@@ -116,7 +113,7 @@ def movers(loop) -> tuple:
     return optimizer, scheduler, make_ema(loop.system, s.ema), updates
 
 
-def end_stage(loop):
+def end_stage(loop: Loop) -> None:
     "Put the stage's best weights into the system, unless the next stage continues it, and move on."
     p, stages = loop.progress, loop.settings.stages
     goes_on = p.stage + 1 < len(stages) and stages[p.stage + 1].start == "continue"
@@ -124,7 +121,7 @@ def end_stage(loop):
     p.next_stage(goes_on)
 
 # %% ../../nbs/08_training/09_loop.ipynb #843440a4
-def switch(system, stage, epoch: int):
+def switch(system: torch.nn.Module, stage: Stage, epoch: int) -> None:
     "Give each mixing augmentation its own probability or 0, as this stage and epoch want it."
     on = {"Mosaic": epoch < stage.mosaic_epochs, "Mixup": stage.mixing, "ClassCutmix": stage.mixing}
     for m in system.modules():
@@ -134,7 +131,7 @@ def switch(system, stage, epoch: int):
             m.p = m.own_p if on[name] else 0.0
 
 
-def epoch_loss(loop):
+def epoch_loss(loop: Loop) -> Loss:
     "The loss of the current epoch: without vote weights in an unweighted warm-up."
     warmup = loop.stage.warmup
     return (
@@ -144,7 +141,7 @@ def epoch_loss(loop):
     )
 
 
-def end_warmup(loop):
+def end_warmup(loop: Loop) -> None:
     "Forget the best weights where the epoch that begins is the first after a warm-up."
     p, warmup = loop.progress, loop.stage.warmup
     if not (warmup.epochs and warmup.reset_best and p.epoch == warmup.epochs and p.update == 0): return
@@ -154,7 +151,7 @@ def end_warmup(loop):
 Part = namedtuple("Part", "rows whole last")
 
 
-def epoch_parts(loop):
+def epoch_parts(loop: Loop) -> list[Part]:
     "This process's parts of the current epoch, from the next update on."
     p, state = loop.progress, loop.state
     order = state.rows[epoch_order(len(state.rows), loop.settings.seed, p.stage, p.epoch)]
@@ -165,21 +162,21 @@ def epoch_parts(loop):
     ]
 
 
-def read_part(loop, epoch: int, part):
+def read_part(loop: Loop, epoch: int, part: Part) -> dict:
     "The batch of `part`, with the stage's own targets where it has some."
     batch, targets = loop.given.train_data.batch(part.rows, epoch), loop.state.targets
     return batch if targets is None else {**batch, "target": targets[torch.from_numpy(part.rows)]}
 
 
-def smoothed(settings, target, n_votes):
-    "Targets with the recipe's label smoothing."
+def smoothed(settings: Recipe, target: torch.Tensor, n_votes: torch.Tensor) -> torch.Tensor:
+    "Targets (B, 6) with the recipe's label smoothing; `n_votes` (B,)."
     how = settings.smoothing
     if how.on == "raters": return smooth_raters(target, n_votes)
     if not how.eps: return target
     return smooth_shares(target, how.eps) if how.on == "shares" else smooth_counts(target, n_votes, how.eps)
 
 # %% ../../nbs/08_training/09_loop.ipynb #ad0c9606
-def backward(loop, part, batch):
+def backward(loop: Loop, part: Part, batch: dict) -> None:
     "Add the gradient of one part of an update."
     with nullcontext() if part.last else loop.accelerator.no_sync(loop.model):
         logits, batch = loop.model(batch)
@@ -192,7 +189,7 @@ def backward(loop, part, batch):
     loop.loss_sum += torch.stack([torch.where(fine, loss, 0), fine]) * len(part.rows)
 
 # %% ../../nbs/08_training/09_loop.ipynb #e5514a3e
-def step(loop, part):
+def step(loop: Loop, part: Part) -> None:
     "Clip (after unscaling), move the weights, the learning rate and the moving average."
     s, p, state = loop.settings, loop.progress, loop.state
     if s.clip:
@@ -207,9 +204,13 @@ def step(loop, part):
     update_ema(state.ema, loop.system, s.ema, done)
 
 # %% ../../nbs/08_training/09_loop.ipynb #6cac2d9b
-def predict_rows(loop, system, data, rows, loss=None):
-    """Probabilities (N, 6) float64 of `rows`, the same array on every process; `loss` says what logits
-    mean (default: the stage's).
+def predict_rows(loop: Loop,
+                 system: torch.nn.Module,
+                 data: Any,                  # data.batch(rows, epoch) -> dict of CPU tensors
+                 rows: np.ndarray,           # positions that `data` knows
+                 loss: Loss | None = None,   # what logits mean (default: the stage's)
+                 ) -> np.ndarray:
+    """Probabilities (N, 6) float64 of `rows`, the same array on every process.
 
     `Paused` where a signal came meanwhile (on one process)."""
     if loop.processes > 1:
@@ -230,19 +231,19 @@ def predict_rows(loop, system, data, rows, loss=None):
     return in_order(loop, torch.cat(out), len(rows))
 
 # %% ../../nbs/08_training/09_loop.ipynb #6769ca54
-def in_order(loop, mine: torch.Tensor, n: int) -> np.ndarray:
+def in_order(loop: Loop, mine: torch.Tensor, n: int) -> np.ndarray:
     "The answers of all processes, each row once and in order, (n, 6) float64."
     everyone = loop.accelerator.gather(mine).double().cpu().numpy()
-    at, prob = (
-        np.concatenate([deal(np.arange(n), r, loop.processes) for r in range(loop.processes)]),
-        np.empty((n, 6)),
-    )
+    at, prob = (np.concatenate([deal(np.arange(n), r, loop.processes) for r in range(loop.processes)]),
+                np.empty((n, 6)))
     prob[at[at >= 0]] = everyone[at >= 0]
     return prob
 
 # %% ../../nbs/08_training/09_loop.ipynb #e6279d94
-def score(loop, prob: np.ndarray) -> tuple:
-    "(KL on all validation rows, KL on those that choose the best weights)."
+def score(loop: Loop, prob: np.ndarray) -> tuple:
+    """(KL on all validation rows, KL on those that choose the best weights).
+
+    `HmsError` where a prediction is no number: the training has diverged."""
     if not np.isfinite(prob).all():
         raise HmsError("the training diverged: predictions are not finite",
                        where=f"stage {loop.stage.name!r}, update {loop.progress.total}",
@@ -255,7 +256,7 @@ def score(loop, prob: np.ndarray) -> tuple:
     return float(kl.mean()), float(kl[chosen].mean())
 
 # %% ../../nbs/08_training/09_loop.ipynb #a45ce696
-def evaluate(loop):
+def evaluate(loop: Loop) -> None:
     """Score the current weights (their moving average where there is one), remember the best, add a row
     to the history."""
     p, state, given = loop.progress, loop.state, loop.given
@@ -288,7 +289,7 @@ def evaluate(loop):
     p.segment_rows, p.segment_seconds, loop.clock.seen = 0, 0.0, time.monotonic()
 
 # %% ../../nbs/08_training/09_loop.ipynb #546451c7
-def tick(loop):
+def tick(loop: Loop) -> None:
     "Add the running clock to the seconds of training."
     p, seconds = loop.progress, loop.clock.lap()
     p.segment_seconds, p.train_seconds = p.segment_seconds + seconds, p.train_seconds + seconds

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from ..core import CLASSES, VOTES, DataError
 from ..models.losses import kl_rows
@@ -18,24 +19,22 @@ from ..models.losses import kl_rows
 SURE_VOTES = 10                      # rows with so many votes resemble the hidden test set
 
 
-def vote_shares(events):
+def vote_shares(events: pd.DataFrame) -> np.ndarray:
     "The six votes of each row over their sum, (N, 6) float32."
     votes = events[list(VOTES)].to_numpy(dtype=np.float64)
     return (votes / votes.sum(1, keepdims=True)).astype(np.float32)
 
 # %% ../../nbs/08_training/01_oof.ipynb #f401524f
-def fold_folders(recipe):
-    "The fold folders of a recipe's runs, in order."
-    return sorted(
-        (p for p in Path(recipe).glob("fold*") if (p / "manifest.json").is_file()),
-        key=lambda p: (len(p.name), p.name),
-    )
+def fold_folders(recipe: Path | str) -> list[Path]:
+    "The fold folders of a recipe's runs folder `recipe`, in order: those that hold a manifest.json."
+    return sorted((p for p in Path(recipe).glob("fold*") if (p / "manifest.json").is_file()),
+                  key=lambda p: (len(p.name), p.name))
 
 
-def read_oof(recipe):
+def read_oof(recipe: Path | str | pd.DataFrame) -> pd.DataFrame:
     """One out-of-fold table of a recipe folder, a fold folder, a parquet file, or a table.
 
-    `DataError` where an event appears twice."""
+    `DataError` where there is none, or where an event appears twice."""
     if isinstance(recipe, pd.DataFrame): return recipe
     path = Path(recipe)
     files = (
@@ -44,28 +43,24 @@ def read_oof(recipe):
         else [p / "oof.parquet" for p in [path, *fold_folders(path)] if (p / "oof.parquet").is_file()]
     )
     if not files:
-        raise DataError(
-            "no finished fold with an oof.parquet", where=path, cure="train at least one fold to its end"
-        )
+        raise DataError("no finished fold with an oof.parquet", where=path,
+                        cure="train at least one fold to its end")
     table = pd.concat([pd.read_parquet(f) for f in files], ignore_index=True)
     if table.event_id.duplicated().any():
-        raise DataError(
-            f"event {table.event_id[table.event_id.duplicated()].iloc[0]} stands in two folds",
-            where=path,
-            cure="remove runs made with other folds",
-        )
+        raise DataError(f"event {table.event_id[table.event_id.duplicated()].iloc[0]} stands in two folds",
+                        where=path, cure="remove runs made with other folds")
     return table
 
 
-def oof_kl(oof):
+def oof_kl(oof: pd.DataFrame) -> np.ndarray:
     "KL of each row of an out-of-fold table, (N,) float64."
     votes = oof[list(VOTES)].to_numpy(float)
     return kl_rows(votes / votes.sum(1, keepdims=True), oof[list(CLASSES)])
 
 # %% ../../nbs/08_training/01_oof.ipynb #3f0a51d2
 def patient_interval(
-    values,  # one number for each row, (N,), or K sets of them, (K, N): scores, or differences of two systems
-    patients,  # whose row it is, (N,)
+    values: ArrayLike,  # one number for each row, (N,), or K sets of them, (K, N)
+    patients: ArrayLike,  # whose row it is, (N,)
     draws: int = 2000,  # how often as many patients as there are are drawn with replacement
     level: float = 0.95,  # share of the draws inside the interval
     seed: int = 0,
@@ -73,19 +68,14 @@ def patient_interval(
     """Mean over rows with its bootstrap interval over patients: mean, low, high and the share of draws
     below zero, (4,) or (K, 4).
 
-    Patients are drawn, each with all its rows; the interval holds the middle `level` of the means of the
-    draws
-    (percentile bootstrap, Efron 1979, doi:10.1214/aos/1176344552). The same seed draws the same patients
-    for all K sets.
+    Each patient is drawn with all its rows; the interval holds the middle `level` of the means of the draws
+    (percentile bootstrap, Efron 1979, doi:10.1214/aos/1176344552). All K sets see the same draws.
     `DataError` where there is no row, or not one patient for each."""
     values = np.asarray(values, dtype=np.float64)
     code, names = pd.factorize(np.asarray(patients))
     if len(code) != values.shape[-1] or not len(code):
-        raise DataError(
-            f"{values.shape[-1]} values and {len(code)} patients",
-            where="patient_interval",
-            cure="one patient for each value",
-        )
+        raise DataError(f"{values.shape[-1]} values and {len(code)} patients", where="patient_interval",
+                        cure="one patient for each value")
     rows = values.reshape(-1, len(code))
     sums = np.stack(
         [np.bincount(code, row, len(names)) for row in rows] + [np.bincount(code, minlength=len(names))], 1
@@ -111,8 +101,8 @@ def _drawn_means(sums, draws, seed, chunk=256):
 
 # %% ../../nbs/08_training/01_oof.ipynb #21ce25c1
 def paired_bootstrap(
-    oof_a,  # a table, a run folder or a parquet file
-    oof_b,
+    oof_a: Path | str | pd.DataFrame,  # a table, a run folder or a parquet file
+    oof_b: Path | str | pd.DataFrame,
     min_votes: int = 0,  # only events with so many votes
     draws: int = 2000,
     seed: int = 0,
@@ -128,14 +118,9 @@ def paired_bootstrap(
         tables.append(table[["event_id", "patient_id"]].assign(kl=oof_kl(table)))
     both = tables[0].merge(tables[1], on="event_id", suffixes=("", "_b"), validate="one_to_one")
     if not len(both):
-        raise DataError(
-            "the two runs have no event in common",
-            where="paired_bootstrap",
-            cure="compare runs of the same data and folds",
-        )
+        raise DataError("the two runs have no event in common", where="paired_bootstrap",
+                        cure="compare runs of the same data and folds")
     found = patient_interval(both.kl - both.kl_b, both.patient_id, draws, level, seed)
     names = ("difference", "low", "high", "p_better")
-    return dict(zip(names, found.tolist(), strict=True)) | {
-        "events": len(both),
-        "patients": both.patient_id.nunique(),
-    }
+    return dict(zip(names, found.tolist(), strict=True)) | {"events": len(both),
+                                                            "patients": both.patient_id.nunique()}

@@ -7,6 +7,7 @@ __all__ = ['Given', 'held_out', 'Progress', 'Clock', 'StageState', 'Loop', 'plac
 
 # %% ../../nbs/08_training/08_state.ipynb #6fffb471
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ class Progress:
     wall_seconds: float = 0.0
     history: list = field(default_factory=list)
 
-    def next_stage(self, goes_on=False):
+    def next_stage(self, goes_on: bool = False) -> None:
         "Move to the next stage; where it `goes_on` with this training, the best score stays."
         self.earlier = self.earlier + self.done if goes_on else 0
         self.stage, self.epoch, self.update, self.done, self.stopped = self.stage + 1, 0, 0, 0, False
@@ -76,9 +77,11 @@ class Clock:
     saved: float = field(default_factory=time.monotonic)     # the last checkpoint
     before: float = 0.0                                      # of earlier calls
 
-    def wall(self): return self.before + time.monotonic() - self.began
+    def wall(self) -> float:
+        "Seconds since the training began, over all its calls."
+        return self.before + time.monotonic() - self.began
 
-    def lap(self):
+    def lap(self) -> float:
         "Seconds since the last look."
         now = time.monotonic()
         seconds, self.seen = now - self.seen, now
@@ -117,20 +120,23 @@ class Loop:
     bar: Any = None
 
     @property
-    def system(self): return self.given.system
+    def system(self) -> Any: return self.given.system
     @property
-    def settings(self): return self.given.settings
+    def settings(self) -> Any: return self.given.settings
     @property
-    def stage(self): return self.settings.stages[self.progress.stage]
+    def stage(self) -> Any: return self.settings.stages[self.progress.stage]
     @property
-    def accelerator(self): return self.given.accelerator
+    def accelerator(self) -> Any: return self.given.accelerator
     @property
-    def rank(self): return self.accelerator.process_index
+    def rank(self) -> int: return self.accelerator.process_index
     @property
-    def processes(self): return self.accelerator.num_processes
+    def processes(self) -> int: return self.accelerator.num_processes
 
 # %% ../../nbs/08_training/08_state.ipynb #10605c8b
-def place(given: Given, notes=(), heard=None) -> Loop:
+def place(given: Given,
+          notes: Iterable[str] = (),         # lines for the manifest
+          heard: list | None = None,         # receives signals, see `listening`
+          ) -> Loop:
     "The `Loop` of what is given, its system on the device and wrapped for several processes."
     cuda, processes = given.accelerator.device.type == "cuda", given.accelerator.num_processes
     if cuda and len(getattr(getattr(given.system, "view", None), "shape", ())) == 3:
@@ -145,4 +151,6 @@ def place(given: Given, notes=(), heard=None) -> Loop:
     return Loop(given, model, loss_sum, initial, notes=list(notes), heard=[] if heard is None else heard)
 
 
-def copy_weights(system): return {k: v.detach().cpu().clone() for k, v in system.state_dict().items()}
+def copy_weights(system: torch.nn.Module) -> dict[str, torch.Tensor]:
+    "The state dict of `system`, copied to the CPU."
+    return {k: v.detach().cpu().clone() for k, v in system.state_dict().items()}
