@@ -106,7 +106,7 @@ def verdicts(table: pd.DataFrame, members: list[str]) -> list[str]:
 # %% ../nbs/12_demo.ipynb #27e08b6b
 MEMBERS = ("panels_b0", "resnet1d_gru")
 # so that each inference kernel has a member
-OTHERS = ("attention_b0", "multiwindow_b0", "refined_mosaic_b0")
+OTHERS = ("attention_b0", "multiwindow_b0", "refined_mosaic_b0", "efficientnet1d")
 
 
 class Steps:

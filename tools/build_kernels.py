@@ -85,10 +85,31 @@ INFERRED = {
         "Inference: two-stage systems on Kaggle's spectrograms and on those of the EEG (Cranjis)",
         "Both in equal parts; the published weights are not stated. Not a member of `submit-ensemble`.",
     ),
+    "infer-winners": (
+        "Inference: what the first places showed their networks, and one later system",
+        "Thirteen recipes in equal parts: each team blended members of its own, so these weights are ours. "
+        "Not a member of `submit-ensemble`.",
+    ),
 }
+WINNERS = (
+    "zoomed_mel_mixnet",
+    "squeezeformer",
+    "tiled_mels_tinyvit",
+    "efficientnet1d",
+    "left_right_encoder",
+    "wavenet_picture_maxxvit",
+    "four_pictures_vit",
+    "scalogram_maxvit",
+    "superlet_maxvit",
+    "shared_conv_picture",
+    "raw_picture_b5",
+    "stft_x3d",
+    "v2b3_picture",
+)
 WHOLE = {
     "infer-refined": {"refined_mosaic_b0": 1.0},
     "infer-panels": {"panels_twostage_b0": 0.5, "eeg_twostage_b0": 0.5},
+    "infer-winners": dict.fromkeys(WINNERS, 1 / len(WINNERS)),
 }
 DEMO = {"infer-panels": {"panels_twostage_b0": .5, "eeg_twostage_b0": .5, "panels_b0": 1.0}}
 LIMITS = {"infer-attention": "3h", "infer-multiwindow": "2h", "infer-refined": "1h", "infer-balance": "2h"}
@@ -98,6 +119,7 @@ TITLES = {
     "train-refined": "Training: the refined EfficientNet (LB31)",
     "train-balance": "Training: ResNet1D-GRU, the Keras inputs and three timm networks (balance)",
     "train-panels": "Training: two-stage systems on Kaggle's spectrograms and on those of the EEG (Cranjis)",
+    "train-winners": "Training: what the first places showed their networks, and one later system",
 }
 
 

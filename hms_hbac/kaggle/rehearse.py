@@ -134,7 +134,7 @@ def passed(
 
 # %% ../../nbs/11_kaggle/10_rehearse.ipynb #eb5386cb
 INFERENCE = ("infer-attention", "infer-multiwindow", "infer-refined", "infer-balance", "infer-panels",
-             "submit-ensemble")
+             "infer-winners", "submit-ensemble")
 SHARED = ("image", "wheel", "weights", "expected")
 
 # %% ../../nbs/11_kaggle/10_rehearse.ipynb #376fa7bb

@@ -16,7 +16,7 @@ from hms_hbac.inference.ensemble import check_submission
 from hms_hbac.kaggle.commands import kaggle_app
 from hms_hbac.kaggle.package import build_wheel
 from hms_hbac.kaggle.place import can_isolate
-from hms_hbac.kaggle.rehearse import passed, rehearse
+from hms_hbac.kaggle.rehearse import passed, rehearse, settings_of
 from hms_hbac.models.recipe import build, load_recipe, save_recipe
 from hms_hbac.training.checkpoints import save_weights
 
@@ -25,10 +25,12 @@ RUNS = ("attention_b0", "multiwindow_b0", "refined_mosaic_b0", "resnet1d_gru", "
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(tmp_path_factory): return untrained(tmp_path_factory.mktemp("runs"), RUNS)
+
+
+def untrained(folder, names):
     "Untrained systems at demo scale, saved as finished runs."
-    folder = tmp_path_factory.mktemp("runs")
-    for n, name in enumerate(RUNS):
+    for n, name in enumerate(names):
         recipe = load_recipe(name, "demo")
         seed_everything(n)
         save_recipe(recipe, folder / name / "fold0/recipe.yaml")
@@ -199,22 +201,18 @@ def test_wheel_and_weights_commands(runs, tmp_path):
     )
 
 
-def test_the_command(comp_dir, runs, tmp_path):
-    got = CliRunner().invoke(
-        kaggle_app,
-        [
-            "rehearse",
-            "infer-balance",
-            "--data",
-            str(comp_dir),
-            "--runs",
-            str(runs),
-            "--out",
-            str(tmp_path/"out"),
-        ],
-    )
-    assert got.exit_code == 0 and "passed" in got.output and "infer-balance" in got.output, got.output
-    assert check_submission(tmp_path / "out/infer-balance/working/submission.csv", comp_dir) == []
+def test_the_command(comp_dir, tmp_path):
+    "With the kernel of the winners: at demo scale it takes those of its recipes that are attached."
+    members = ["efficientnet1d", "left_right_encoder", "raw_picture_b5"]
+    assert set(members) < set(settings_of(KERNELS / "infer-winners/infer-winners.ipynb")["GROUPS"])
+    runs = untrained(tmp_path / "runs", members)
+    given = ["--data", str(comp_dir), "--runs", str(runs), "--out", str(tmp_path / "out")]
+    got = CliRunner().invoke(kaggle_app, ["rehearse", "infer-winners", *given])
+    assert got.exit_code == 0 and "passed" in got.output and "infer-winners" in got.output, got.output
+    working = tmp_path / "out/infer-winners/working"
+    assert check_submission(working / "submission.csv", comp_dir) == []
+    assert len(pd.read_csv(working / "prediction_report.csv")) == 0
+    assert set(members) <= set((working.parent / "executed.ipynb").read_text().replace('"', " ").split())
     got = CliRunner().invoke(
         kaggle_app, ["rehearse", "infer-panels", "--data", str(comp_dir), "--attach", "nonsense"]
     )
