@@ -7,18 +7,20 @@ __all__ = ['row_fault', 'read_csv', 'read_member', 'check_submission', 'id_fault
            'blend_frames', 'ensemble', 'apply_weights']
 
 # %% ../../nbs/09_inference/07_ensemble.ipynb #7cf8891a
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from ..core import VOTES, HmsError, RecipeError, SubmissionError
+from ..data.competition import Competition
 from .outputs import check_output, prior_of, report_row, summary, write_outputs
 from .pooling import checked_weights, pool, read_weights
 from .rows import plain_id, test_ids
 
 # %% ../../nbs/09_inference/07_ensemble.ipynb #cb974f3c
-def row_fault(p: np.ndarray, tolerance=1e-3) -> str:
+def row_fault(p: np.ndarray, tolerance: float = 1e-3) -> str:
     "What keeps six numbers from being a probability, or an empty text."
     if not np.isfinite(p).all(): return f"{VOTES[int(np.argmin(np.isfinite(p)))]} is not a finite number"
     if p.min() < 0: return f"{VOTES[int(p.argmin())]} is negative"
@@ -26,7 +28,7 @@ def row_fault(p: np.ndarray, tolerance=1e-3) -> str:
     return f"the row sums to {p.sum():.6g}" if abs(p.sum() - 1) > tolerance else ""
 
 # %% ../../nbs/09_inference/07_ensemble.ipynb #0e6f57a8
-def read_csv(path) -> pd.DataFrame:
+def read_csv(path: Path | str) -> pd.DataFrame:
     "A submission's text as a frame of strings; `SubmissionError` if it is no table."
     if Path(path).exists() and not Path(path).is_file(): raise SubmissionError("is no file", where=path)
     try: return pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
@@ -35,7 +37,7 @@ def read_csv(path) -> pd.DataFrame:
         raise SubmissionError(f"not readable as a table ({e})", where=path) from None
 
 
-def read_member(path) -> tuple:
+def read_member(path: Path | str) -> tuple:
     "A submission as (frame of six float columns by eeg_id text, {eeg_id: fault}); else `SubmissionError`."
     raw = read_csv(path)
     missing = [c for c in ("eeg_id", *VOTES) if c not in raw]
@@ -51,7 +53,7 @@ def read_member(path) -> tuple:
     return frame.div(frame.sum(axis=1, skipna=False), axis=0), faults
 
 # %% ../../nbs/09_inference/07_ensemble.ipynb #bcd00f3c
-def check_submission(file, comp, tolerance=1e-5) -> list:
+def check_submission(file: Path | str, comp: Competition | Path | str, tolerance: float = 1e-5) -> list:
     "Faults of a submission file, empty if it is valid: columns, ids, order, finite, range, sum."
     wanted = test_ids(comp)
     try: raw = read_csv(file)
@@ -83,7 +85,7 @@ def id_faults(ids: list, wanted: list) -> list:
     return faults
 
 # %% ../../nbs/09_inference/07_ensemble.ipynb #79910b91
-def short_names(paths) -> dict:
+def short_names(paths: Iterable) -> dict:
     "{path: name}: the file's name where that is unique, else the whole path."
     names = [Path(p).name for p in paths]
     return {p: n if names.count(n) == 1 else str(p) for p, n in zip(paths, names, strict=True)}
@@ -109,7 +111,7 @@ def lacking(frames: dict, faults: dict, ids: list, weights: dict) -> list:
     return rows
 
 # %% ../../nbs/09_inference/07_ensemble.ipynb #5aada443
-def blend_frames(frames: dict, weights: dict, ids: list, prior, how: dict) -> tuple:
+def blend_frames(frames: dict, weights: dict, ids: list, prior: np.ndarray, how: dict) -> tuple:
     "(probabilities (N, 6), report rows of those that got the prior) of members' `frames` for `ids`."
     prob, used = np.full((len(ids), 6), np.nan), [weights[m] for m in frames]
     if any(used) and ids: prob = pool([f.reindex(ids).to_numpy() for f in frames.values()], used, **how)
@@ -118,12 +120,12 @@ def blend_frames(frames: dict, weights: dict, ids: list, prior, how: dict) -> tu
     return prob, [report_row("no member has this row", "all", n, ids, "prior") for n in gone]
 
 # %% ../../nbs/09_inference/07_ensemble.ipynb #d19d0769
-def ensemble(members: dict,          # {submission file: weight}
-             out,                    # the submission to write
-             comp=None,              # competition folder; its test.csv then decides rows and order
-             prior=None,             # (6,) for rows that nobody predicts; None: train.csv's, else 1/6
-             how=None,               # further arguments of `pool`, as in a weights file
-             lost=(),                # report rows of members that have no file
+def ensemble(members: dict,                    # {submission file: weight}
+             out: Path | str,                  # the submission to write
+             comp: Path | str | None = None,   # competition folder; its test.csv then decides rows and order
+             prior: np.ndarray | None = None,  # (6,) for rows that nobody predicts; None: train.csv's
+             how: dict | None = None,          # further arguments of `pool`, as in a weights file
+             lost: Iterable[dict] = (),        # report rows of members that have no file
              ) -> int:
     """Blend submission files into `out`: 0, or 3 when its report names rows or members.
 
@@ -145,9 +147,9 @@ def ensemble(members: dict,          # {submission file: weight}
     return 3 if report else 0
 
 # %% ../../nbs/09_inference/07_ensemble.ipynb #b13ca907
-def apply_weights(weights,             # file of fit-weights
-                  files: dict,         # {member name: submission file}
-                  out, comp=None, prior=None) -> int:
+def apply_weights(weights: Path | str,  # file of fit-weights
+                  files: dict,          # {member name: submission file}
+                  out: Path | str, comp: Path | str | None = None, prior: np.ndarray | None = None) -> int:
     "Blend by a file of weights; a member without a file counts as lost. Returns the status of `ensemble`."
     doc = read_weights(weights)
     strange = sorted(set(files) - set(doc["weights"]))

@@ -8,6 +8,7 @@ __all__ = ['load_run', 'run_prior', 'find_runs', 'view_key', 'Member', 'Crew', '
 # %% ../../nbs/09_inference/05_members.ipynb #0fbfa696
 import hashlib
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from .outputs import report_row
 from .rows import reason
 from .tta import transforms
 from ..models.losses import loss
-from ..models.recipe import build, load_recipe
+from ..models.recipe import build, load_recipe, without_downloads
 from ..training.checkpoints import load_weights
 from ..training.oof import vote_shares
 
@@ -34,8 +35,7 @@ def load_run(folder: str | os.PathLike) -> tuple:
         what = f"{name} is no file" if (folder/name).exists() else f"no {name}"
         raise CheckpointError(what, where=folder, cure="name a folder that training wrote to its end")
     recipe = load_recipe(folder/"recipe.yaml")
-    if hasattr(recipe.net, "pretrained"):
-        recipe = recipe.model_copy(update={"net": recipe.net.model_copy(update={"pretrained": "none"})})
+    recipe = recipe.model_copy(update={"net": without_downloads(recipe.net)})
     return recipe, load_weights(build(recipe), folder/"model.safetensors").eval()
 
 
@@ -53,7 +53,7 @@ def run_prior(folder: str | os.PathLike) -> np.ndarray | None:
     return prior / prior.sum() if good else None
 
 # %% ../../nbs/09_inference/05_members.ipynb #bc3e2169
-def find_runs(runs) -> dict:
+def find_runs(runs: Path | str | Iterable) -> dict:
     """{run folder: group folder} of what was named: a fold, a recipe's folder, a folder of those, or a list.
 
     A name without any run stays, to fail by name."""
@@ -88,9 +88,13 @@ class Member:
 
     def __post_init__(self): self.picture = view_key(self.system.view)
     @property
-    def steps(self): return self.system.view.spec_steps
+    def steps(self) -> int:
+        "Columns of the spectrogram that the view reads; 0: none."
+        return self.system.view.spec_steps
     @property
-    def uses_eeg(self): return self.system.view.uses_eeg
+    def uses_eeg(self) -> bool:
+        "Whether the view, or an augmentation before it, reads the EEG."
+        return self.system.view.uses_eeg
 
 # %% ../../nbs/09_inference/05_members.ipynb #ff0787ed
 @dataclass
@@ -101,20 +105,22 @@ class Crew:
     lost: list = field(default_factory=list)
 
     @property
-    def groups(self): return list(dict.fromkeys(m.group for m in self.members))
+    def groups(self) -> list[str]:
+        "The members' groups, each once, in order."
+        return list(dict.fromkeys(m.group for m in self.members))
 
-    def teams(self):
+    def teams(self) -> list[list[Member]]:
         "Lists of members that look at the same picture."
         pictures = dict.fromkeys(m.picture for m in self.members)
         return [[m for m in self.members if m.picture == p] for p in pictures]
 
-    def prior(self):
+    def prior(self) -> np.ndarray | None:
         "Mean of the members' training priors, or None."
         known = [m.prior for m in self.members if m.prior is not None]
         return np.mean(known, 0) if known else None
 
 # %% ../../nbs/09_inference/05_members.ipynb #962280e0
-def make_member(folder: Path, group: str, tta, device: torch.device) -> Member:
+def make_member(folder: Path, group: str, tta: str | list | None, device: torch.device) -> Member:
     "Load one run folder onto the device."
     recipe, system = load_run(folder)
     cuda, dtype = device.type == "cuda", {"fp16": torch.float16, "bf16": torch.bfloat16}.get(recipe.precision)
@@ -128,7 +134,8 @@ def make_member(folder: Path, group: str, tta, device: torch.device) -> Member:
     return Member(name, group, system.to(device), how, probabilities, autocast, prior)
 
 # %% ../../nbs/09_inference/05_members.ipynb #2ca4b751
-def load_crew(runs, tta=None, device=None) -> Crew:
+def load_crew(runs: Path | str | Iterable, tta: str | list | None = None,
+              device: torch.device | str | None = None) -> Crew:
     "All members that `runs` names; those that fail to load become report rows of the crew."
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if tta is not None: transforms(tta)  # an unknown name is a bad argument, not a broken member

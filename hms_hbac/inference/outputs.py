@@ -12,11 +12,13 @@ import os
 import stat
 import tempfile
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from ..core import VOTES, SubmissionError, atomic_write
 from ..training.oof import vote_shares
@@ -53,8 +55,8 @@ ROW_BYTES = 200                      # a row of a submission: six numbers of up 
 
 
 def check_output(out: str | os.PathLike,
-                 rows: int = 0,            # of the submission to come
-                 inputs=(),                # files that must not be overwritten
+                 rows: int = 0,          # of the submission to come
+                 inputs: Iterable = (),  # files that must not be overwritten
                  ) -> Path:
     "`out` as a path after trying it; `SubmissionError` where `rows` rows could not be written there."
     out = Path(out)
@@ -81,8 +83,8 @@ def write_table(frame: pd.DataFrame, out: str | os.PathLike) -> None:
     with atomic_write(os.path.realpath(out)) as tmp: frame.to_csv(tmp, index=False)
 
 
-def write_submission(ids,                        # N ids, as text
-                     prob,                       # (N, 6), not negative; each row is brought to sum 1
+def write_submission(ids: Sequence[str],  # N ids, as text
+                     prob: ArrayLike,     # (N, 6), not negative; each row is brought to sum 1
                      out: str | os.PathLike) -> None:
     "Write eeg_id and the six vote columns to `out`; `SubmissionError` where a row is no probability."
     prob = np.asarray(prob, dtype=np.float64).reshape(-1, 6)
@@ -100,9 +102,10 @@ REPORT = ("row", "eeg_id", "member", "reason", "used")
 
 
 def report_row(reason: str,
-               member="all",
-               n=None, ids=(),              # row n (from 0) of the test set with its ids; None: all rows
-               used="",                     # instead; to be told when it is known
+               member: str = "all",
+               n: int | None = None,     # row n (from 0) of the test set; None: all rows
+               ids: Sequence[str] = (),  # of the test set
+               used: str = "",           # instead; to be told when it is known
                ) -> dict:
     "A line of a report."
     row, id = ("all", "all") if n is None else (int(n) + 1, ids[n])
@@ -119,7 +122,7 @@ def write_report(rows: list, out: str | os.PathLike) -> Path | None:
     return report_path(out)
 
 # %% ../../nbs/09_inference/04_outputs.ipynb #80c01fa5
-def rescue(ids, prob, out) -> str:
+def rescue(ids: Sequence[str], prob: np.ndarray, out: str | os.PathLike) -> str:
     "Save answers that could not be written in the temporary folder: what to do now, as the cure of an error."
     with suppress(OSError):
         fd, name = tempfile.mkstemp(prefix=f"{Path(out).stem[:40]}.", suffix=".csv")
@@ -132,7 +135,7 @@ def rescue(ids, prob, out) -> str:
     return "make room and give the same command again"
 
 
-def write_outputs(ids, prob, report, out) -> None:
+def write_outputs(ids: Sequence[str], prob: np.ndarray, report: list[dict], out: str | os.PathLike) -> None:
     "Write report and submission; where that fails, keep the answers elsewhere: `SubmissionError` says where."
     try:
         write_report(report, out)

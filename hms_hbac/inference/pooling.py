@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import yaml
+from numpy.typing import ArrayLike
 
 from ..core import RecipeError, SubmissionError
 
@@ -25,11 +26,11 @@ def softmax(z: np.ndarray) -> np.ndarray:
     return z / z.sum(-1, keepdims=True)
 
 # %% ../../nbs/09_inference/03_pooling.ipynb #bacfff53
-def pool(prob,                  # (M, N, 6) probabilities of M members; NaN: the member lacks the row
-         weights,               # (M,) not negative; only their ratios count in the arithmetic pool
-         kind="arithmetic",     # or log
-         scale=1.0,             # exponent of the pooled probability: below 1 softens
-         bias=None,             # (6,) added to the logarithms
+def pool(prob: ArrayLike,                # (M, N, 6) probabilities of M members; NaN: the member lacks the row
+         weights: ArrayLike,             # (M,) not negative; only their ratios count in the arithmetic pool
+         kind: str = "arithmetic",       # or log
+         scale: float = 1.0,             # exponent of the pooled probability: below 1 softens
+         bias: ArrayLike | None = None,  # (6,) added to the logarithms
          ) -> np.ndarray:
     """Members pooled to (N, 6): their mean or product by `kind`, then p**scale * exp(bias), normalised.
 
@@ -45,14 +46,14 @@ def pool(prob,                  # (M, N, 6) probabilities of M members; NaN: the
     return softmax(scale * np.log(out.clip(FLOOR)) + (0 if bias is None else np.asarray(bias)))
 
 # %% ../../nbs/09_inference/03_pooling.ipynb #9d150bbb
-def entropy(prob) -> np.ndarray:
+def entropy(prob: ArrayLike) -> np.ndarray:
     "Entropy of probabilities (..., 6) in nats, (...); 0 log 0 = 0, NaN stays NaN."
     prob = np.asarray(prob, np.float64)
     return -(prob * np.log(np.where(prob > 0, prob, 1))).sum(-1)
 
 
-def disagreement(mean,              # (N, 6) weighted mean of the members
-                 mean_entropy,      # (N,) weighted mean of their entropies
+def disagreement(mean: ArrayLike,              # (N, 6) weighted mean of the members
+                 mean_entropy: ArrayLike,      # (N,) weighted mean of their entropies
                  ) -> np.ndarray:
     """Jensen-Shannon divergence of the members (N,), nats: entropy(mean) - mean of entropies, never below 0.
 
@@ -60,13 +61,13 @@ def disagreement(mean,              # (N, 6) weighted mean of the members
     return np.maximum(entropy(mean) - np.asarray(mean_entropy, np.float64), 0)
 
 # %% ../../nbs/09_inference/03_pooling.ipynb #de87a198
-def class_sets(prob, threshold) -> np.ndarray:
+def class_sets(prob: ArrayLike, threshold: ArrayLike) -> np.ndarray:
     "Which classes are in the set (..., 6): those at or above `threshold` (one or six numbers), and the top."
     prob = np.asarray(prob, np.float64)
     return (prob >= threshold) | (np.arange(6) == prob.argmax(-1)[..., None])
 
 
-def read_threshold(source) -> np.ndarray:
+def read_threshold(source: float | Path | str) -> np.ndarray:
     """The threshold of `class_sets`: a number in [0, 1], maybe as text, or a YAML file with `threshold`:
     a number or six, one for each class."""
     cure = "give a number between 0 and 1, or a file with the key threshold"
@@ -83,7 +84,7 @@ def read_threshold(source) -> np.ndarray:
     return np.array(values, dtype=float).squeeze()
 
 # %% ../../nbs/09_inference/03_pooling.ipynb #3349d6fc
-def checked_weights(weights: dict, where=None) -> dict:
+def checked_weights(weights: dict, where: object = None) -> dict:
     "{member: weight} as floats; `SubmissionError` unless all are finite, none negative, and one positive."
     def good(w): return isinstance(w, (int, float)) and not isinstance(w, bool) and np.isfinite(w) and w >= 0
     bad = [f"{m}={w!r}"[:80] for m, w in weights.items() if not good(w)]

@@ -7,6 +7,7 @@ __all__ = ['usable', 'for_member', 'logits', 'answer', 'answer_in_parts', 'Answe
            'unmatched', 'finish', 'uncertainty_path', 'uncertainty_table', 'blend_of', 'say', 'predict']
 
 # %% ../../nbs/09_inference/06_predict.ipynb #57b4e32d
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import ArrayLike
 
 from ..core import CLASSES, SPEC_STEPS, VOTES, RecipeError
 from ..data.competition import Competition
@@ -88,10 +90,11 @@ class Answers:
     report: list = field(default_factory=list)
 
     @classmethod
-    def empty(cls, groups: list, rows: int):
+    def empty(cls, groups: list, rows: int) -> "Answers":
+        "No answer yet, for so many rows of each group."
         return cls(list(groups), *(np.zeros((len(groups), rows, *more)) for more in ((6,), (), ())))
 
-    def add(self, group: str, rows, prob: np.ndarray) -> None:
+    def add(self, group: str, rows: np.ndarray, prob: np.ndarray) -> None:
         "A member's answers (n, 6) for `rows`."
         g = self.groups.index(group)
         self.total[g, rows] += prob
@@ -136,7 +139,7 @@ def remarks(crew: Crew, note: dict, ids: list) -> list:
     return out
 
 # %% ../../nbs/09_inference/06_predict.ipynb #a6cc67cd
-def predict_table(crew: Crew, comp: Competition, batch_size=32, progress=True) -> Answers:
+def predict_table(crew: Crew, comp: Competition, batch_size: int = 32, progress: bool = True) -> Answers:
     "Answers of the crew for every row of `comp`'s test.csv."
     from tqdm.auto import tqdm
     table, ids = comp.test, test_ids(comp)
@@ -158,7 +161,7 @@ def predict_table(crew: Crew, comp: Competition, batch_size=32, progress=True) -
     return answers
 
 # %% ../../nbs/09_inference/06_predict.ipynb #5d7bf3d7
-def unmatched(doc: dict, groups: list, where) -> list:
+def unmatched(doc: dict, groups: list, where: object) -> list:
     "Report rows of a weights file's members that have no run; `RecipeError` for a run that it does not know."
     strange = [g for g in groups if g not in doc["weights"]]
     if strange:
@@ -168,10 +171,10 @@ def unmatched(doc: dict, groups: list, where) -> list:
 
 # %% ../../nbs/09_inference/06_predict.ipynb #4891d730
 def finish(answers: Answers, comp: Competition,
-           weights=None,             # {group: weight}; a group that is not named counts 1
-           how=None,                 # further arguments of `pool`
-           lost=(),                  # report rows of members that gave no answer
-           prior=None,               # (6,) for rows without any answer; None: that of train.csv
+           weights: dict | None = None,      # {group: weight}; a group that is not named counts 1
+           how: dict | None = None,          # further arguments of `pool`
+           lost: Iterable[dict] = (),        # report rows of members that gave no answer
+           prior: np.ndarray | None = None,  # (6,) for rows without any answer; None: that of train.csv
            ) -> tuple:
     "(probabilities (N, 6), report): the prior where no member answered; each report row says what was used."
     ids, each = test_ids(comp), [(weights or {}).get(g, 1.) for g in answers.groups]
@@ -190,14 +193,14 @@ def finish(answers: Answers, comp: Competition,
     return prob, whole + sorted(rows, key=lambda r: r["row"])
 
 # %% ../../nbs/09_inference/06_predict.ipynb #06b7cfed
-def uncertainty_path(out) -> Path:
+def uncertainty_path(out: Path | str) -> Path:
     "Where the second table lies: beside `out`, and called after it."
     return Path(out).with_name(f"{Path(out).stem}_uncertainty.csv")
 
 
 def uncertainty_table(answers: Answers, ids: list, prob: np.ndarray,
-                      weights=None,          # {group: weight}; a group that is not named counts 1
-                      threshold=None,        # of `class_sets`; None: no sets
+                      weights: dict | None = None,  # {group: weight}; a group that is not named counts 1
+                      threshold: ArrayLike | None = None,  # of `class_sets`; None: no sets
                       ) -> pd.DataFrame:
     "Probabilities, entropy and disagreement (nats), fold models that answered, and set of each row."
     means, entropies = answers.means()
@@ -215,7 +218,7 @@ def uncertainty_table(answers: Answers, ids: list, prob: np.ndarray,
     return frame.assign(set=[" ".join(np.array(CLASSES)[row]) for row in inside])
 
 # %% ../../nbs/09_inference/06_predict.ipynb #a1fcd589
-def blend_of(weights, groups: list) -> tuple:
+def blend_of(weights: dict | Path | str | None, groups: list) -> tuple:
     "({group: weight} or None, `how` of `pool`, report rows of members without a run) of dict, file or None."
     if weights is None or isinstance(weights, dict): return weights, {}, []
     doc = read_weights(weights)
@@ -229,12 +232,14 @@ def say(report: list, rows: int, members: list) -> None:
         print("WARNING: NO MEMBER COULD BE LOADED. Every row holds the prior; do not submit this file.")
 
 # %% ../../nbs/09_inference/06_predict.ipynb #9f4e05a3
-def predict(runs,                    # run, recipe or runs folders, or a loaded `Crew`
-            comp_path, out,          # competition folder with a test.csv; the submission to write
-            tta=None,                # names of `TTA`; None: each recipe's own
-            batch_size=32, device=None, progress=True,
-            weights=None,            # {recipe: weight}, or a file of fit-weights; None: equal
-            uncertainty=False, sets=None,     # its table beside `out`; threshold of its sets (number or file)
+def predict(runs: Path | str | Iterable | Crew,        # run, recipe or runs folders, or a loaded `Crew`
+            comp_path: Competition | Path | str,
+            out: Path | str,                           # the submission to write
+            tta: str | list | None = None,             # names of `TTA`; None: each recipe's own
+            batch_size: int = 32, device: str | None = None, progress: bool = True,
+            weights: dict | Path | str | None = None,  # {recipe: weight} or file of fit-weights; None: equal
+            uncertainty: bool = False,                 # write its table, too
+            sets: float | Path | str | None = None,    # threshold of its sets: a number or a file
             ) -> int:
     """Predict every row of test.csv into `out`: 0, or 3 when the report names degraded rows or members.
 

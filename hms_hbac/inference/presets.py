@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['CRANJIS', 'NOTEBOOKS', 'OTHERS', 'PRESETS', 'Blend', 'equal', 'preset', 'preset_table', 'made_of', 'reusable',
-           'predict_members', 'read_answers', 'sources', 'joined', 'recipe_weights', 'blend_runs']
+           'predict_members', 'read_answers', 'sources', 'joined', 'recipe_weights', 'absent_members', 'blend_runs']
 
 # %% ../../nbs/09_inference/08_presets.ipynb #8ad67cb7
 import hashlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -86,7 +87,7 @@ PRESETS = CRANJIS | NOTEBOOKS | OTHERS
 
 # %% ../../nbs/09_inference/08_presets.ipynb #ace1c170
 def preset(name: str,
-           folder=None,              # where each recipe's submission lies
+           folder: Path | str | None = None,              # where each recipe's submission lies
            ) -> dict:
     "Weights {recipe: weight} of a published ensemble, of sum 1; with `folder`, {folder/recipe.csv: weight}."
     if name not in PRESETS: raise SubmissionError(f"no preset {name!r}", cure=f"use {', '.join(PRESETS)}")
@@ -105,7 +106,7 @@ def preset_table() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 # %% ../../nbs/09_inference/08_presets.ipynb #da728c07
-def made_of(folder: Path, comp: Competition, tta) -> dict:
+def made_of(folder: Path, comp: Competition, tta: str | list | None) -> dict:
     "What a member's predictions depend on: its models, the test files, and the test-time transforms."
     models = {}
     for run in sorted(find_runs(folder)):
@@ -126,9 +127,10 @@ def reusable(file: Path, made: dict | None) -> bool:
     except HmsError: return False
 
 # %% ../../nbs/09_inference/08_presets.ipynb #589bfd1a
-def predict_members(runs: dict,               # {recipe: folder of its folds}
+def predict_members(runs: dict,  # {recipe: folder of its folds}
                     comp: Competition, folder: Path,
-                    tta=None, batch_size=32, device=None, progress=True) -> tuple:
+                    tta: str | list | None = None, batch_size: int = 32, device: str | None = None,
+                    progress: bool = True) -> tuple:
     "Predict recipes and write folder/<recipe>.csv with notes: (answers, report rows of lost models, prior)."
     made, ids = {r: made_of(f, comp, tta) for r, f in runs.items()}, test_ids(comp)
     crew = load_crew(list(runs.values()), tta, device)
@@ -156,7 +158,8 @@ def read_answers(files: dict, ids: list) -> tuple:
     return answers, lost
 
 # %% ../../nbs/09_inference/08_presets.ipynb #256f0772
-def sources(members, runs, folder: Path, comp: Competition, tta=None) -> tuple:
+def sources(members: Iterable[str], runs: Path | str | None, folder: Path, comp: Competition,
+            tta: str | list | None = None) -> tuple:
     "({recipe: file to use}, {recipe: runs to predict from}) of the members that have one."
     files, missing = {}, {}
     for m in members:
@@ -173,31 +176,36 @@ def joined(a: Answers, b: Answers) -> Answers:
     return Answers(a.groups + b.groups, *parts, a.report + b.report)
 
 # %% ../../nbs/09_inference/08_presets.ipynb #59dce728
-def recipe_weights(weights) -> tuple:
+def recipe_weights(weights: dict | Path | str) -> tuple:
     "({recipe: positive weight}, `how` of `pool`) of a dict, the name of a preset, or a file of fit-weights."
     if isinstance(weights, str) and weights in PRESETS: weights = preset(weights)
     doc = dict(weights=weights, how={}) if isinstance(weights, dict) else read_weights(weights)
     return {m: w for m, w in checked_weights(doc["weights"]).items() if w > 0}, doc["how"]
 
+
+def absent_members(weights: dict, files: dict, missing: dict, why: str) -> list[dict]:
+    "Report rows of the members that `sources` did not find; `SubmissionError` where it found none."
+    rows = [report_row(why, m) for m in weights if m not in files and m not in missing]
+    if len(rows) == len(weights): raise SubmissionError(why, cure=f"train one of {', '.join(weights)}")
+    return rows
+
 # %% ../../nbs/09_inference/08_presets.ipynb #9cba1b84
-def blend_runs(weights,              # {recipe: weight}, a preset's name, or a file of fit-weights
-               runs,                 # folder of runs/<recipe>/fold<k>; None: files only
-               comp_path, out,       # competition folder; the submission to write
-               folder=None,          # of the members' files; None: <out>_members beside the output
-               tta=None, batch_size=32, device=None, progress=True) -> int:
+def blend_runs(weights: dict | Path | str,        # {recipe: weight}, name of a preset, file of fit-weights
+               runs: Path | str | None,           # folder of runs/<recipe>/fold<k>; None: files only
+               comp_path: Path | str, out: Path | str,
+               folder: Path | str | None = None,  # of the members' files; None: <out>_members beside `out`
+               tta: str | list | None = None, batch_size: int = 32, device: str | None = None,
+               progress: bool = True) -> int:
     "Predict missing members and blend all into `out`: 0, or 3 when the report names rows or members."
     comp, (weights, how) = Competition(comp_path), recipe_weights(weights)
     beside = Path() if is_stream(out) else Path(out).parent
     folder, ids = Path(folder or beside/f"{Path(out).stem}_members"), test_ids(comp)
     check_output(out, len(ids), [comp.path/"test.csv", *folder.glob("*.csv")])
     files, missing = sources(weights, runs, folder, comp, tta)
-    neither = [m for m in weights if m not in files and m not in missing]
-    why = f"no run in {runs} and no file in {folder}"
-    if len(neither) == len(weights):
-        raise SubmissionError(why, where=out, cure=f"train one of {', '.join(weights)}")
-    print(f"{len(files)} members from {folder}, {len(missing)} to predict, {len(neither)} missing")
+    absent = absent_members(weights, files, missing, f"no run in {runs} and no file in {folder}")
+    print(f"{len(files)} members from {folder}, {len(missing)} to predict, {len(absent)} missing")
     answers, lost = read_answers(files, ids)
-    lost, prior = lost + [report_row(why, m) for m in neither], None
+    lost, prior = lost + absent, None
     if missing:
         new, failed, prior = predict_members(missing, comp, folder, tta, batch_size, device, progress)
         answers, lost = joined(answers, new), lost + failed

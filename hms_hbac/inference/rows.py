@@ -6,6 +6,9 @@
 __all__ = ['ORDINARY', 'plain_id', 'test_ids', 'eeg_fault', 'reason', 'read_part', 'spectrogram_from_eeg', 'read_slots']
 
 # %% ../../nbs/09_inference/01_rows.ipynb #0e3d2dc4
+from collections.abc import Iterable
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import torch
@@ -28,14 +31,14 @@ from ..data.windows import FolderSource, read_eeg_window, read_spectrogram_windo
 from ..signal.spectrogram import host_spectrogram
 
 # %% ../../nbs/09_inference/01_rows.ipynb #ec0b9ca5
-def plain_id(text) -> str:
+def plain_id(text: object) -> str:
     "An eeg_id as text without blanks or a trailing `.0` (what a float column makes of an id)."
     text = str(text).strip()
     head, dot, tail = text.partition(".")
     return head if dot and head.lstrip("-").isdigit() and not tail.strip("0") else text
 
 
-def test_ids(comp) -> list:
+def test_ids(comp: Competition | Path | str) -> list:
     "The eeg_ids of `comp`'s test.csv as text, in order, repeated ones included."
     comp = comp if isinstance(comp, Competition) else Competition(comp)
     return [plain_id(i) for i in comp.test.eeg_id]
@@ -95,10 +98,10 @@ def spectrogram_from_eeg(source: FolderSource, id: str, out: np.ndarray) -> bool
 
 # %% ../../nbs/09_inference/01_rows.ipynb #90d45cfb
 def read_slots(source: FolderSource, table: pd.DataFrame,
-               rows,                   # positions in test.csv
-               slots: int,             # windows of the batch; those after `rows` stay zero
-               eeg: bool,              # whether EEGs are wanted
-               steps: int,             # columns of spectrogram wanted; 0: none
+               rows: Iterable[int],  # positions in test.csv
+               slots: int,           # windows of the batch; those after `rows` stay zero
+               eeg: bool,            # whether EEGs are wanted
+               steps: int,           # columns of spectrogram wanted; 0: none
                ) -> dict:
     "A batch with `eeg` and `spectrogram` (where asked for) and `notes`, one dict per row."
     batch = {"eeg": torch.zeros(slots, len(CHANNELS), EEG_SAMPLES)} if eeg else {}

@@ -6,14 +6,16 @@
 __all__ = ['TTA', 'map_batch', 'flip_lr', 'flip_time', 'moved', 'shifted', 'untouched', 'later', 'earlier', 'transforms']
 
 # %% ../../nbs/09_inference/02_tta.ipynb #235e7a52
+from collections.abc import Callable
+
 import torch
 
 from ..core import CHANNELS, EEG_RATE, LEFT_RIGHT, PANELS, SPEC_STEP, RecipeError, swap
 
 # %% ../../nbs/09_inference/02_tta.ipynb #ef217247
 def map_batch(batch: dict,
-              eeg,                   # what is done to `batch["eeg"]` (B, 20, T)
-              spectrogram,           # and to `batch["spectrogram"]` (B, 4, 100, S)
+              eeg: Callable,                   # what is done to `batch["eeg"]` (B, 20, T)
+              spectrogram: Callable,           # and to `batch["spectrogram"]` (B, 4, 100, S)
               ) -> dict:
     "The batch with these two functions applied to its entries of that name; others stay."
     change = {"eeg": eeg, "spectrogram": spectrogram}
@@ -43,9 +45,15 @@ def shifted(batch: dict, columns: int) -> dict:
     return map_batch(batch, lambda x: moved(x, samples), lambda x: moved(x, columns))
 
 
-def untouched(batch: dict) -> dict: return batch
-def later(batch: dict) -> dict: return shifted(batch, 1)
-def earlier(batch: dict) -> dict: return shifted(batch, -1)
+def untouched(batch: dict) -> dict:
+    "The batch itself."
+    return batch
+def later(batch: dict) -> dict:
+    "The window one column of the spectrogram (2 s) later."
+    return shifted(batch, 1)
+def earlier(batch: dict) -> dict:
+    "The window one column of the spectrogram (2 s) earlier."
+    return shifted(batch, -1)
 
 # %% ../../nbs/09_inference/02_tta.ipynb #aa7c528d
 TTA = {"flip_lr": (flip_lr,), "flip_time": (flip_time,), "shift": (earlier, later)}

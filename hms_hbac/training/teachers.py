@@ -20,7 +20,7 @@ from ..data.windows import WindowDataset
 from ..models.image import System
 from ..models.losses import Loss
 from ..models.losses import loss as make_loss
-from ..models.recipe import build, load_recipe
+from ..models.recipe import build, load_recipe, without_downloads
 from ..models.schema import Recipe, Stage
 from .checkpoints import load_weights
 from hms_hbac.training.labels import (
@@ -125,12 +125,7 @@ def teacher_folders(name: str, student: Path | str, identity: dict, teachers: st
 def load_teacher(folder: Path | str) -> tuple[System, Loss, Recipe]:
     "(system with its weights, its loss, the recipe) of a finished run."
     recipe = load_recipe(Path(folder)/"recipe.yaml")
-    net = (
-        recipe.net.model_copy(update={"pretrained": "none"})
-        if hasattr(recipe.net, "pretrained")
-        else recipe.net
-    )
-    recipe = recipe.model_copy(update={"net": net})
+    recipe = recipe.model_copy(update={"net": without_downloads(recipe.net)})
     system = load_weights(build(recipe), Path(folder)/"model.safetensors")
     return system, make_loss(recipe.stages[-1].loss or recipe.loss), recipe
 

@@ -18,10 +18,10 @@ from safetensors.torch import load_file, save_file
 from hms_hbac.core import CHANNELS, EEG_SAMPLES, VOTES, DataError, RecipeError, spectrogram_columns
 from hms_hbac.draws import seed_everything
 from hms_hbac.inference.ensemble import check_submission
-from hms_hbac.inference.members import Crew, load_crew
+from hms_hbac.inference.members import Crew, load_crew, load_run
 from hms_hbac.inference.outputs import report_path
 from hms_hbac.inference.predict import predict
-from hms_hbac.models.recipe import build, save_recipe
+from hms_hbac.models.recipe import build, load_recipe, save_recipe, without_downloads
 from hms_hbac.models.schema import validate
 from hms_hbac.training.checkpoints import save_weights
 
@@ -506,3 +506,18 @@ def test_real_public_test(crew, real, tmp_path):
     "The real public test row is clean, and its submission valid."
     status, frame, report = run(crew, real / "competition", tmp_path / "s.csv")
     assert (status, len(frame), len(report)) == (0, 1, 0), report.reason.tolist()
+
+
+def test_a_run_of_joined_nets_is_loaded_without_downloads(tmp_path):
+    "Each part of a joined net begins with pretrained weights; a trained run has its own."
+    recipe = load_recipe("kaggle_wavenet", "demo")
+    assert recipe.net.kind == "joined"
+    parts = [without_downloads(part) for part in recipe.net.parts]
+    told = recipe.model_copy(update={"net": recipe.net.model_copy(update={"parts": parts})})
+    seed_everything(0)
+    save_weights(tmp_path / "model.safetensors", build(told).state_dict())
+    hub = [p.model_copy(update={"pretrained": "hub"}) if p.kind == "timm" else p for p in parts]
+    net = recipe.net.model_copy(update={"parts": hub})
+    save_recipe(recipe.model_copy(update={"net": net}), tmp_path / "recipe.yaml")
+    loaded, _ = load_run(tmp_path)
+    assert [p.pretrained for p in loaded.net.parts if p.kind == "timm"] == ["none"]
