@@ -52,7 +52,7 @@ def run_predictions(folder: Path | str, events: pd.DataFrame, data: str | None =
     return pd.concat([fold_predictions(f.parent, events, data) for f in folds])
 
 # %% ../../nbs/08_training/02_labels.ipynb #4120f492
-def read_labels(path) -> tuple:
+def read_labels(path: Path | str) -> tuple:
     """(a parquet or CSV table of labels, its key `event_id` or `eeg_id`).
 
     `DataError` where columns are missing or a key stands twice."""
