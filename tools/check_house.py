@@ -179,7 +179,8 @@ def size_faults(root=ROOT):
 
 # signatures
 
-SIGNED = ("core", "draws", "signal", "training", "inference")     # the modules and folders that are held to it so far
+# the modules and folders that are held to it so far
+SIGNED = ("core", "draws", "signal", "training", "inference")
 
 
 def public_functions(tree):

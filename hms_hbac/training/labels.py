@@ -88,7 +88,7 @@ def table_predictions(path: Path | str, events: pd.DataFrame) -> pd.DataFrame:
     return out.div(total, axis=0)
 
 # %% ../../nbs/08_training/02_labels.ipynb #e0205dec
-def table_held_out(path, events, rows) -> list | None:
+def table_held_out(path: Path | str, events: pd.DataFrame, rows: np.ndarray) -> list | None:
     """The folds that no model behind a table's labels of the events at positions `rows` has seen.
 
     None where the table does not say; `DataError` where its folds are others than those of `events`."""

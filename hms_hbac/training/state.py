@@ -120,17 +120,29 @@ class Loop:
     bar: Any = None
 
     @property
-    def system(self) -> Any: return self.given.system
+    def system(self) -> Any:
+        "The system that is trained."
+        return self.given.system
     @property
-    def settings(self) -> Any: return self.given.settings
+    def settings(self) -> Any:
+        "The recipe."
+        return self.given.settings
     @property
-    def stage(self) -> Any: return self.settings.stages[self.progress.stage]
+    def stage(self) -> Any:
+        "The current stage of the recipe."
+        return self.settings.stages[self.progress.stage]
     @property
-    def accelerator(self) -> Any: return self.given.accelerator
+    def accelerator(self) -> Any:
+        "Accelerate's view of this process."
+        return self.given.accelerator
     @property
-    def rank(self) -> int: return self.accelerator.process_index
+    def rank(self) -> int:
+        "Number of this process, from 0."
+        return self.accelerator.process_index
     @property
-    def processes(self) -> int: return self.accelerator.num_processes
+    def processes(self) -> int:
+        "How many processes train together."
+        return self.accelerator.num_processes
 
 # %% ../../nbs/08_training/08_state.ipynb #10605c8b
 def place(given: Given,

@@ -21,7 +21,7 @@ from ..models.image import System
 from ..models.losses import Loss
 from ..models.losses import loss as make_loss
 from ..models.recipe import build, load_recipe, without_downloads
-from ..models.schema import Recipe, Stage
+from ..models.schema import Labels, Recipe, Stage
 from .checkpoints import load_weights
 from hms_hbac.training.labels import (
     find_run,
@@ -155,7 +155,7 @@ def judged(identity: dict) -> list:
     return [f for f in (identity["fold"], identity.get("without")) if f is not None and f >= 0]
 
 
-def table_lineage(labels, events, rows) -> dict:
+def table_lineage(labels: Labels, events: pd.DataFrame, rows: np.ndarray) -> dict:
     """The record of a table of labels, as `lineage` makes one of a run.
 
     `DataError` where nobody says which patients the models behind it have seen."""

@@ -43,6 +43,7 @@ class ToyData:
         self.table, self.hint, self.fails_at, self.reads = table, hint, fails_at, 0
 
     def batch(self, rows: np.ndarray, epoch: int) -> dict:
+        "The batch of `rows`: x (B, 6), target (B, 6), n_votes (B,); `epoch` changes nothing."
         self.reads += 1
         if self.reads == self.fails_at: raise RuntimeError("power failure")
         t = self.table.iloc[rows]
@@ -57,7 +58,9 @@ class ToySystem(nn.Module):
         middle = nn.BatchNorm1d(64) if norm else nn.Identity()
         self.net = nn.Sequential(nn.Linear(6, 64), middle, nn.GELU(), nn.Dropout(dropout), nn.Linear(64, 6))
 
-    def forward(self, batch: dict) -> tuple: return self.net(batch["x"]), batch
+    def forward(self, batch: dict) -> tuple:
+        "(logits (B, 6), the batch), as a real system answers."
+        return self.net(batch["x"]), batch
 
 
 def toy_stage(**over: Any) -> SimpleNamespace:
