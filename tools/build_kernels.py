@@ -53,8 +53,9 @@ from hms_hbac.kaggle.kernels import infer
 
 GROUPS = {groups}
 DEMO = {demo}
+WEIGHTS = None    # or "weights.yaml", packed with `hms-hbac kaggle weights RUNS --blend weights.yaml`
 
-members = infer(GROUPS, "submission.csv", demo=DEMO)'''
+members = infer(GROUPS, "submission.csv", demo=DEMO, weights=WEIGHTS)'''
 
 SUBMIT = '''\
 from hms_hbac.kaggle.members import run_members, verdict

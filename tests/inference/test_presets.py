@@ -70,6 +70,16 @@ def test_the_published_weights():
     assert four["refined_mosaic_b0"] == pytest.approx(0.25)
     assert four["resnet1d_gru"] == pytest.approx(0.25 / 3)
     assert sum(four[m] for m in preset("three-timm")) == pytest.approx(0.25 / 3)
+    richard = {"attention_b0_pseudo": .1, "attention_b0_distilled": .1, "attention_convnext_distilled": .1,
+               "attention_v2s_distilled": .2, "attention_b0": .5}
+    assert preset("richard") == pytest.approx(richard)
+    table = preset_table().set_index("preset")
+    assert "lb33" in table.note["richard"] and "unknown" in table.note["richard"]
+    keras = preset("keras-inputs")                        # (1 - LB) / sum, in the notebook's order of inputs
+    lost = [1 - lb for lb in (.81, .79, .81, .77, .79, .78, .76)]
+    assert list(keras) == ["kaggle_b2", "eeg_b2", "wavenet", "kaggle_eeg_b2", "kaggle_wavenet", "eeg_wavenet",
+                           "kaggle_eeg_wavenet"]
+    assert list(keras.values()) == pytest.approx([w / sum(lost) for w in lost])
     assert preset("lb29")["resnet1d_gru"] == pytest.approx(0.45)
     first, second = preset("wu-n0"), preset("wu-n0-code")
     assert first["own_spectrogram_b1"] == pytest.approx(0.35 / 3)

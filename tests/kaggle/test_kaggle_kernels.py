@@ -65,8 +65,13 @@ def test_submit_ensemble(comp_dir, runs, wheel, tmp_path):
 
 
 def test_one_kernel_in_the_old_form_without_namespaces(comp_dir, runs, wheel, tmp_path):
-    "The fallback: links and guarded sockets, the old mount form, an owner with capitals in the metadata."
+    """The fallback: links and guarded sockets, the old mount form, an owner with capitals in the metadata.
+
+    And fitted weights in place of the published ones, with what else was fitted."""
     folder = shutil.copytree(KERNELS, tmp_path / "kernels")
+    book, blend = folder / "infer-panels/infer-panels.ipynb", tmp_path / "w.yaml"
+    book.write_text(book.read_text().replace("WEIGHTS = None ", "WEIGHTS = 'weights.yaml' "))
+    blend.write_text("weights: {panels_b0: 0.7, refined_mosaic_b0: 0.3}\nhow: {scale: 1.2}\nhome: /home/ann")
     meta = folder / "infer-panels/kernel-metadata.json"
     meta.write_text(meta.read_text().replace("INSERT_OWNER", "AnnSmith"))
     table = rehearse(
@@ -78,8 +83,12 @@ def test_one_kernel_in_the_old_form_without_namespaces(comp_dir, runs, wheel, tm
         form="old",
         wheel=wheel,
         isolate=False,
+        blend=blend,
     )
     assert passed(table), table.to_string()
+    assert "ann" not in (tmp_path / "out/weights/weights.yaml").read_text()
+    last = nbformat.read(tmp_path / "out/infer-panels/executed.ipynb", 4).cells[-1].outputs
+    assert "refined_mosaic_b0" in str(last) and "panels_twostage_b0" not in str(last)
     assert (tmp_path / "out/infer-panels/input/hms-hbac-wheel").is_symlink()
 
 

@@ -11,13 +11,16 @@ from safetensors.torch import load_file
 
 from hms_hbac.core import CLASSES, VOTES, CheckpointError, HmsError, RecipeError
 from hms_hbac.data.competition import Competition, events
+from hms_hbac.data.recordings import Recordings
 from hms_hbac.evaluation.runs import run_table
 from hms_hbac.models.recipe import load_recipe
 from hms_hbac.training.batches import example_rows, stage_rows
 from hms_hbac.training.fit import fit
 from hms_hbac.training.machine import make_accelerator
 from hms_hbac.training.run import train, train_folds
+from hms_hbac.training.teachers import view_data
 from hms_hbac.training.toy import toy_optimizer, toy_schedule
+from hms_hbac.views.systems import view
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from toy_training import toy_loop, toy_settings
@@ -185,6 +188,26 @@ def test_no_row_with_enough_votes(tmp_path):
     )
 
 
+@pytest.mark.parametrize("name, eeg, spectrogram", [
+    ("panels_b0", 0, 300), ("stats_b2", 0, 300), ("kaggle_b2", 0, 300), ("instance_b0", 0, 300),
+    ("resnet1d_gru", 10_000, 0), ("eeg_stats_b2", 10_000, 0), ("own_spectrogram_b1", 10_000, 0),
+    ("attention_b0", 10_000, 300), ("multiwindow_b0", 10_000, 300), ("kaggle_eeg_b2", 10_000, 300)])
+def test_a_batch_reads_what_its_view_needs(runs, comp_dir, name, eeg, spectrogram):
+    "Windows and bytes a sample, counted where they are read: 800 kB of EEG, 480 kB of spectrogram, or both."
+    def rows_of(*shape): return np.prod(shape) * 4
+    seen = {"eeg": 0, "spectrogram": 0}
+    class Counted(Recordings):
+        def eeg(self, id, start, n, out): seen["eeg"] += out.nbytes
+        def spectrogram(self, id, start, n, out): seen["spectrogram"] += out.nbytes
+    settings = load_recipe(name)
+    drawn = SimpleNamespace(view=view(settings.view), signal_augment=settings.signal_augment)
+    data = view_data(drawn, Counted(runs.parent / "cache"), events(Competition(comp_dir).train))
+    batch = data.batch([0, 5, 9], 0)
+    wanted = {"eeg": rows_of(20, eeg), "spectrogram": rows_of(4, 100, spectrogram)}
+    assert seen == {k: 3 * n for k, n in wanted.items()}
+    assert {k: batch[k].nbytes // 3 for k in wanted if k in batch} == {k: n for k, n in wanted.items() if n}
+
+
 def test_divergence_is_named(tmp_path):
     wild = toy_settings(
         stages=[{}],
@@ -267,4 +290,9 @@ def test_stages_on_the_real_table(real):
     half = count(min_votes=10, keep=.5, keep_from=10)
     assert abs(half / 6313 - .5) < .02
     assert len(example_rows(table, "eeg")) == table.eeg_id.nunique() == 17001
+    # one row per EEG is its best voted: with the first one, 504 well-voted EEGs would count as poorly voted
+    best, first = table.iloc[example_rows(table, "eeg")], table.drop_duplicates("eeg_id").set_index("eeg_id")
+    assert best.set_index("eeg_id").n_votes.equals(table.groupby("eeg_id", sort=False).n_votes.max())
+    sure = best.eeg_id[best.n_votes >= 6]
+    assert len(sure) == 6017 and (first.n_votes[sure] < 6).sum() == 504
     assert len(example_rows(table, "spectrogram")) == table.spectrogram_id.nunique() == 11087
