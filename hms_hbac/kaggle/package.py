@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['APART', 'PLACE', 'KEPT', 'sha256', 'write_manifest', 'verify', 'find_repository', 'pip', 'fetch_wheel',
-           'build_package', 'build_wheel', 'blanked', 'public_recipe', 'packed_state', 'pack_run', 'pack_weights']
+           'build_package', 'build_wheel', 'blanked', 'public_recipe', 'packed_state', 'pack_run', 'packed_blend',
+           'pack_weights']
 
 # %% ../../nbs/11_kaggle/04_package.ipynb #79fa0e78
 import hashlib
@@ -23,6 +24,7 @@ import yaml
 
 from ..core import HmsError, KaggleError, RecipeError, atomic_write, read_json, write_json
 from ..inference.members import find_runs, run_prior
+from ..inference.pooling import read_weights
 from .folders import MARK, files_of, renewed
 from ..models.recipe import load_recipe
 
@@ -198,14 +200,26 @@ def pack_run(folder: Path, target: Path):
     keep = {k: manifest[k] for k in KEPT if k in manifest}
     write_json(target/"manifest.json", keep | ({} if prior is None else {"prior": prior.tolist()}))
 
+# %% ../../nbs/11_kaggle/04_package.ipynb #56cf12f5
+def packed_blend(file: Path) -> str:
+    "What a blend needs of a file of fit-weights, as YAML: the weights and how they are applied, no more."
+    doc = read_weights(file)
+    named = [m for m in doc["weights"] if PLACE.search(m)]
+    if named:
+        raise RecipeError(f"{named[0]} names a path, which would be published", where=file,
+                          cure="fit the weights on runs that lie in one folder")
+    return yaml.safe_dump({k: doc[k] for k in ("weights", "how")}, sort_keys=False)
+
 # %% ../../nbs/11_kaggle/04_package.ipynb #026169f7
 def pack_weights(
     runs: Path | Iterable[Path],     # folds, recipes' folders, or folders of those
     out: Path,                       # the dataset's folder
+    blend: Path = None,              # a file of fit-weights, packed as weights.yaml
 ) -> pd.DataFrame:
     """Pack finished runs under `out`/<recipe>/fold<k>; DataFrame run, MB, state.
 
     `KaggleError` where no run is finished."""
+    fitted = None if blend is None else packed_blend(blend)
     found, rows = find_runs(runs), []
     names = {f: f"{g.name}/{f.name}" if f.resolve() != g else g.name for f, g in found.items()}
     twice = [n for n in names.values() if list(names.values()).count(n) > 1]
@@ -223,5 +237,6 @@ def pack_weights(
         if not (table.state == "packed").any():
             raise KaggleError("no finished run", where=runs,
                               cure="train to the end first: `hms-hbac runs` shows the state of each")
+        if fitted: (build/"weights.yaml").write_text(fitted, encoding="utf-8")
         write_manifest(build)
     return table

@@ -22,6 +22,7 @@ import pandas as pd
 from ..core import COMPETITION, VOTES, HmsError, read_json, write_json
 from ..inference.ensemble import check_submission, ensemble
 from ..inference.members import find_runs
+from ..inference.pooling import read_weights
 from ..inference.predict import predict
 from .folders import MARK, claim
 from .kernels import chosen
@@ -84,8 +85,10 @@ def expected(
     if path.is_file(): return path
     if "GROUPS" in told:
         available = {group.name: group for group in find_runs(runs).values()}
-        groups, folders = chosen(told["GROUPS"], available, told.get("DEMO"), at=scale)
-        predict(folders, comp, path, weights=groups, progress=False)
+        fitted = out.parent/"weights"/told["WEIGHTS"] if told.get("WEIGHTS") else None
+        own, demo = (read_weights(fitted)["weights"], None) if fitted else (told["GROUPS"], told.get("DEMO"))
+        groups, folders = chosen({m: w for m, w in own.items() if w > 0}, available, demo, at=scale)
+        predict(folders, comp, path, weights=fitted or groups, progress=False)
     elif "MEMBERS" in told:
         files = {m: expected(m, kernels, comp, runs, out, scale) for m in told["MEMBERS"]}
         ensemble({str(files[m]): w for m, w in told["MEMBERS"].items()}, path, comp=comp)
@@ -144,6 +147,7 @@ def prepare_sources(
     runs: Path | None,        # trained runs
     wheel: Path | None,       # a wheel's dataset that is built already
     attach: dict,             # {slug: folder} of earlier kernels' output
+    blend: Path | None = None,      # a file of fit-weights, packed with the runs
 ) -> dict:
     "Make image, wheel and weights of a rehearsal in `out`; the `sources` of `mounts`."
     for old in SHARED: shutil.rmtree(out/old, ignore_errors=True)
@@ -151,7 +155,7 @@ def prepare_sources(
     (out/"expected").mkdir()
     if wheel is None: build_wheel(out/"wheel", extra=())
     (out/"weights").mkdir()
-    if runs is not None: pack_weights(runs, out/"weights")
+    if runs is not None: pack_weights(runs, out/"weights", blend)
     return {
         "competitions": {COMPETITION: data},
         "models": {WEIGHTS: out/"weights"},
@@ -214,6 +218,7 @@ def rehearse(
     isolate: bool = None,               # with namespaces; default where they can be had
     workers: int = 1,                   # kernels at a time
     model: int = None,                  # mount the weights as this version of the model
+    blend: Path = None,                 # a file of fit-weights for kernels that name one in WEIGHTS
 ) -> pd.DataFrame:
     "Run kernels as Kaggle would, in `out`/<kernel>: DataFrame, one row a kernel."
     folder, out, data = (Path(folder or find_repository()/"kaggle_kernels"), Path(out).resolve(),
@@ -222,7 +227,7 @@ def rehearse(
     print(WAYS[isolate], flush=True)
     taken(out, kernels,
           [data, folder, *(p for p in (runs, wheel) if p is not None), *(attach or {}).values()])
-    sources = prepare_sources(out, data, runs, wheel, attach or {})
+    sources = prepare_sources(out, data, runs, wheel, attach or {}, blend)
     cores = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers))} if workers > 1 else {}
     setting = dict(form=form, owner=owner, scale=scale, env=cores | (env or {}), model=model,
                    time_limit=time_limit, disk_limit=disk_limit, isolate=isolate)
