@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'Comp', 'Data', 'Out', 'Transforms', 'Batch', 'Weights', 'Workers', 'main', 'simulate', 'print_realism',
-           'check', 'prepare', 'open_eeg', 'recipes', 'train', 'report', 'runs', 'predict', 'ensemble', 'fit_weights',
-           'check_submission', 'demo']
+           'check', 'prepare', 'open_eeg', 'recipes', 'draw_recipes', 'train', 'report', 'runs', 'predict', 'ensemble',
+           'fit_weights', 'check_submission', 'demo']
 
 # %% ../nbs/13_cli.ipynb #9aa70b96
 from pathlib import Path
@@ -125,11 +125,31 @@ def recipes(
     name: Annotated[str | None, typer.Argument(help="a recipe, printed whole")] = None,
     scale: Annotated[str, typer.Option(help="full, or demo")] = "full",
     parameters: Annotated[bool, typer.Option(help="count parameters (builds every network)")] = True,
+    compare: Annotated[bool, typer.Option("--compare", help="draw what each shows of one window")] = False,
+    out: Annotated[Path, typer.Option(help="--compare: picture to write, png, pdf or svg")] = "recipes.png",
+    data: Annotated[Path | None, typer.Option(help="--compare: take the window from here")] = None,
+    eeg: Annotated[int | None, typer.Option(help="--compare: of this eeg_id, default the best voted")] = None,
 ):
-    "List the systems, or print one with every default filled in."
+    "List the systems, print one with every default filled in, or draw what each shows its network."
     from hms_hbac.models.recipe import list_recipes, load_recipe, recipe_table, recipe_yaml
-    if name: print(recipe_yaml(load_recipe(name, scale)), end="")
+    if not compare and (data or eeg is not None): raise typer.BadParameter("--data and --eeg need --compare")
+    if compare: draw_recipes(name, out, data, eeg)
+    elif name: print(recipe_yaml(load_recipe(name, scale)), end="")
     else: print(recipe_table(list_recipes(), parameters=parameters).to_string(index=False, max_colwidth=70))
+
+# %% ../nbs/13_cli.ipynb #eeaa782e
+def draw_recipes(name: str | None, out: Path, data: Path | None, eeg: int | None):
+    "Write the picture of `recipes --compare`: all recipes, or one; of a simulated window, or one of `data`."
+    kinds = (".png", ".pdf", ".svg")
+    if out.suffix not in kinds: raise typer.BadParameter(f"--out ends in {', '.join(kinds)}")
+    if eeg is not None and data is None: raise typer.BadParameter("--eeg needs --data")
+    from hms_hbac.core import atomic_write
+    from hms_hbac.data.competition import Competition
+    from hms_hbac.evaluation.compare import compare, folder_window, simulated_window
+    window, title = folder_window(Competition(data), eeg) if data else simulated_window()
+    fig = compare(window, [name] if name else None, title=title)
+    with atomic_write(out) as tmp: fig.savefig(tmp, format=out.suffix[1:], dpi=80)
+    print(f"{title}: {out}")
 
 # %% ../nbs/13_cli.ipynb #7e9422db
 @app.command()
