@@ -123,13 +123,15 @@ def read_batch(ds: WindowDataset, indices: np.ndarray, epoch: int) -> dict[str, 
     eeg_s, spec_s = window_starts(rows, ds.offset, keys)
     out = {k: torch.from_numpy(rows[k]) for k in ("event_id", "target", "n_votes") if k in rows}
     out["key"] = keys
-    if ds.eeg: out["eeg"] = torch.empty(len(indices), len(CHANNELS), EEG_SAMPLES)
-    if ds.spec_steps: out["spectrogram"] = torch.empty(len(indices), len(PANELS), SPEC_BINS, ds.spec_steps)
-    for b in range(len(indices)):
-        if ds.eeg: read_eeg_window(ds.source, rows["eeg_id"][b], eeg_s[b], out["eeg"][b].numpy())
+    n, where = len(indices), {"device": getattr(ds.source, "device", "cpu")}    # a source may work on a GPU
+    if ds.eeg: out["eeg"] = torch.empty(n, len(CHANNELS), EEG_SAMPLES, **where)
+    if ds.spec_steps: out["spectrogram"] = torch.empty(n, len(PANELS), SPEC_BINS, ds.spec_steps, **where)
+    def part(name, b): return out[name][b] if out[name].is_cuda else out[name][b].numpy()
+    for b in range(n):
+        if ds.eeg: read_eeg_window(ds.source, rows["eeg_id"][b], eeg_s[b], part("eeg", b))
         if ds.spec_steps:
-            target = out["spectrogram"][b].numpy()
-            read_spectrogram_window(ds.source, rows["spectrogram_id"][b], spec_s[b], target)
+            id, start = rows["spectrogram_id"][b], spec_s[b]
+            read_spectrogram_window(ds.source, id, start, part("spectrogram", b))
     return out
 
 # %% ../../nbs/03_data/04_windows.ipynb #win00012

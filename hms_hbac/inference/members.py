@@ -126,7 +126,8 @@ def make_member(folder: Path, group: str, tta: str | list | None, device: torch.
     cuda, dtype = device.type == "cuda", {"fp16": torch.float16, "bf16": torch.bfloat16}.get(recipe.precision)
     if cuda and dtype == torch.bfloat16 and torch.cuda.get_device_capability(device)[0] < 8:
         dtype = torch.float16
-    if cuda and len(system.view.shape) == 3: system.net.to(memory_format=torch.channels_last)
+    if recipe.speed.channels_last and len(system.view.shape) == 3:
+        system.net.to(memory_format=torch.channels_last)
     name = f"{group}/{folder.name}" if folder.name.startswith("fold") else group
     probabilities = loss(recipe.stages[-1].loss or recipe.loss).probabilities
     how = transforms(recipe.tta if tta is None else tta)

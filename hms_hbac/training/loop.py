@@ -106,7 +106,7 @@ def movers(loop: Loop) -> tuple:
     given, s = loop.given, loop.settings
     stages = one_training(s.stages, loop.progress.stage)
     updates = sum(len(stage_plan(given, stage)) * stage.epochs for stage in stages)
-    optimizer = make_optimizer(loop.system, s.optimizer, stages[0].lr)
+    optimizer = make_optimizer(loop.system, s.optimizer, stages[0].lr, s.speed.fused)
     scheduler = make_scheduler(optimizer, s.schedule, updates)
     optimizer = loop.accelerator.prepare_optimizer(optimizer)
     loop.accelerator._optimizers[:] = [optimizer]                 # drop the last stage's

@@ -16,6 +16,7 @@ from ..models.schema import Ema, Optimizer, Schedule
 def make_optimizer(model: nn.Module,
                    settings: Optimizer,         # a recipe's `optimizer`
                    lr: float | None = None,     # in place of the recipe's
+                   fused: bool = False,         # all weights in one kernel, where the optimiser has one
                    ) -> torch.optim.Optimizer:
     """timm's optimiser `settings.name` with the recipe's learning rate, weight decay and, where given, betas.
 
@@ -23,6 +24,7 @@ def make_optimizer(model: nn.Module,
     know. AdamW: arXiv:1711.05101; Lion: arXiv:2302.06675; MADGRAD: arXiv:2101.11075."""
     from timm.optim import create_optimizer_v2
     options = {} if settings.betas is None else {"betas": tuple(settings.betas)}
+    if fused: options["fused"] = True
     try:
         return create_optimizer_v2(model, opt=settings.name, lr=lr or settings.lr,
                                    weight_decay=settings.weight_decay, filter_bias_and_bn=False, **options)

@@ -68,7 +68,7 @@ def mean_kl(oof: pd.DataFrame) -> float | None:
 # %% ../../nbs/08_training/12_results.ipynb #115f8ed3
 def recipe_hash(recipe: Recipe) -> str:
     "16 hex digits of everything in a recipe that moves a weight."
-    described = ("origin", "original", "ours", "avoided", "tta", "demo")
+    described = ("origin", "original", "ours", "avoided", "reduced", "tta", "demo", "small")
     told = {k: v for k, v in settled(recipe).items() if k not in described}
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 

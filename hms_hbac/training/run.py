@@ -29,7 +29,7 @@ from ..data.windows import blank
 from ..draws import seed_everything
 from ..models.recipe import build, save_recipe
 from ..models.schema import Recipe
-from .batches import example_rows, to_device
+from .batches import Resident, example_rows, to_device
 from .fit import fit, publish
 from hms_hbac.training.machine import (
     Paused,
@@ -70,8 +70,9 @@ def make_loop(accelerator: Any, recipe: Recipe, recordings: Recordings,
     "The `Loop` of a recipe on one fold (-1: all rows train, none validate)."
     seed_everything(recipe.seed)
     system = build(recipe)
-    train_data = view_data(system, recordings, table, offset=recipe.data.offset, seed=recipe.seed)
-    valid_data = view_data(system, recordings, table, seed=recipe.seed)
+    source = Resident(recordings, accelerator.device) if recipe.speed.resident else recordings
+    train_data = view_data(system, source, table, offset=recipe.data.offset, seed=recipe.seed)
+    valid_data = view_data(system, source, table, seed=recipe.seed)
     outside = np.flatnonzero(~table.fold.isin(held_out(identity)))
     rows = np.intersect1d(example_rows(table, recipe.data.rows), outside)
     if len(rows) < 2:
