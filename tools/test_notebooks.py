@@ -1,13 +1,17 @@
-"""Run every notebook in a process of its own (nbdev_test --path), two at a time, and print a table.
+"""Run every notebook in a process of its own as nbdev_test does, two at a time, and print a table.
 
+The processes are forks of one that has imported torch and its like, so that each saves these imports.
 The ladders of nbs/experiments/ get 12 patients, one epoch and three rungs: it shows that they run.
 
     python tools/test_notebooks.py [PART-OF-PATH ...] [--flags "slow cuda"] [--jobs 2] [--timeout 300]
 """
 import argparse
+import contextlib
+import multiprocessing
 import os
-import subprocess
+import signal
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,20 +19,40 @@ from pathlib import Path
 from shared import ROOT, notebooks
 
 SMALL = {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg", "PYTHONWARNINGS": "ignore", "HMS_LADDER": "12,1,3"}
+PRELOAD = ["torch", "timm", "pandas", "pyarrow.parquet", "scipy.signal", "sklearn.linear_model", "joblib",
+           "accelerate", "pydantic", "matplotlib.pyplot", "nbdev.test"]
+FORKS = multiprocessing.get_context("forkserver")
+
+
+def execute(path, flags, log):
+    "In a process of its own: run a notebook with its output in the file `log`; exit 0 where it passed."
+    os.setsid()
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(file, 1), os.dup2(file, 2)
+    os.chdir(ROOT)
+    from nbdev.config import get_config
+    from nbdev.test import test_nb
+    config = get_config()
+    passed, _ = test_nb(path, config.tst_flags.split(), flags.split(), basepath=config.config_path)
+    sys.stdout.flush(), sys.stderr.flush()
+    os._exit(0 if passed else 1)
 
 
 def run(path, flags, timeout):
     "Seconds, and the output where the notebook failed (None where it passed)."
-    command = [str(Path(sys.executable).parent / "nbdev_test"), "--path", str(path)]
-    if flags:
-        command += ["--flags", flags]
-    start, env = time.time(), {**os.environ, **SMALL}
-    try:
-        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout)
-        fault = None if done.returncode == 0 else done.stdout + done.stderr
-    except subprocess.TimeoutExpired:
-        fault = f"stopped after {timeout} s"
-    return time.time() - start, fault
+    with tempfile.TemporaryDirectory() as folder:
+        log, start = Path(folder) / "log", time.time()
+        process = FORKS.Process(target=execute, args=(path, flags, str(log)))
+        process.start()
+        process.join(timeout)
+        late = process.is_alive()
+        with contextlib.suppress(ProcessLookupError):          # whatever the notebook started ends with it
+            os.killpg(process.pid, signal.SIGKILL)
+        process.join()
+        text = log.read_text(errors="replace") if log.exists() else ""
+        if late: return timeout, f"stopped after {timeout} s\n{text}"
+        ended = f"ended with {process.exitcode}\n{text}" if process.exitcode else None
+        return time.time() - start, ended
 
 
 def main():
@@ -41,6 +65,8 @@ def main():
     args = parser.parse_args()
     names = args.names or [""]
     paths = [p for p in notebooks() if any(n in str(p.relative_to(ROOT)) for n in names)]
+    os.environ.update(SMALL)
+    FORKS.set_forkserver_preload(PRELOAD)
     failed, start = 0, time.time()
     with ThreadPoolExecutor(args.jobs) as pool:
         results = pool.map(lambda p: run(p, args.flags, args.timeout), paths)
