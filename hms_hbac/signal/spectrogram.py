@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MEL_WINDOW', 'MEL_FFT', 'HOST_WINDOW', 'HOST_STEP', 'HOST_FFT', 'HOST_BINS', 'mel_filters', 'mel_power', 'decibels',
-           'middle', 'log_mel', 'chain_mean', 'stft_frequencies', 'stft_power', 'multitaper', 'host_spectrogram']
+           'middle', 'log_mel', 'chain_mean', 'stft_frequencies', 'stft_power', 'host_tapers', 'multitaper',
+           'host_spectrogram']
 
 # %% ../../nbs/02_signal/02_spectrogram.ipynb #22dc69b7
 from functools import lru_cache
@@ -228,10 +229,35 @@ def stft_power(x: torch.Tensor,
 HOST_WINDOW, HOST_STEP, HOST_FFT, HOST_BINS = 800, 400, 1024, slice(3, 103)
 
 
-@lru_cache(maxsize=16)
-def _tapers(n, bandwidth, count, dtype, device):
+def host_tapers(bandwidth: float = 2, count: int = 3) -> np.ndarray:
+    "(count, 800) float64: Slepian tapers of unit energy for a window of 4 s."
     from scipy.signal.windows import dpss
-    return torch.from_numpy(dpss(n, bandwidth, count).copy()).to(device, dtype)
+    return dpss(HOST_WINDOW, bandwidth, count).copy()
+
+# %% ../../nbs/02_signal/02_spectrogram.ipynb #99df3a54
+@lru_cache(maxsize=16)
+def _taper_matrices(dtype, device):
+    """For the sum and for the difference of a window's halves: (400, r) and (r, 3 * 100), whose product are the
+    cosines and sines of all tapers at the host's bins."""
+    center, bins = (HOST_WINDOW - 1) / 2, np.arange(HOST_FFT)[HOST_BINS] / HOST_FFT
+    parts = [np.split(_dft(taper, bins, center), 2, axis=1) for taper in host_tapers()]
+    out = []
+    for turn in (0, 1):                   # the second taper is antisymmetric: its sines go with the cosines
+        columns = np.concatenate([parts[k][(turn + k) % 2] for k in range(3)], 1)[:HOST_WINDOW // 2]
+        u, s, v = np.linalg.svd(columns, full_matrices=False)
+        rank = -(-(s > 1e-12 * s[0]).sum() // 8) * 8                # processors like multiples of eight
+        slim = (u[:, :rank], s[:rank, None] * v[:rank])
+        out.append([torch.from_numpy(np.ascontiguousarray(m)).to(device, dtype) for m in slim])
+    return out
+
+# %% ../../nbs/02_signal/02_spectrogram.ipynb #1ddbe834
+def _taper_power(halves, matrices):
+    "Halves of windows (..., frames + 1, 400) -> (..., frames, 100): power averaged over the tapers."
+    left, right = halves[..., :-1, :], halves[..., 1:, :].flip(-1)
+    total = 0
+    for (slim, wide), folded in zip(matrices, (left + right, left - right), strict=True):
+        total = total + (folded @ slim @ wide).square().unflatten(-1, (3, -1)).sum(-2)
+    return total / 3
 
 
 @full_precision
@@ -245,7 +271,7 @@ def multitaper(x: torch.Tensor, rate: float = EEG_RATE, pad: bool = True) -> tor
     if rate != EEG_RATE:
         raise HmsError(f"the host's recipe is for {EEG_RATE} Hz, not {rate}", where="multitaper",
                        cure="resample")
-    tapers = _tapers(HOST_WINDOW, 2, 3, x.dtype, x.device)[:, None]
+    matrices = _taper_matrices(x.dtype, x.device)
     edge = (HOST_WINDOW - HOST_STEP) // 2 if pad else 0
     frames = (x.shape[-1] + 2 * edge - HOST_WINDOW) // HOST_STEP + 1
     if frames < 1:
@@ -254,9 +280,8 @@ def multitaper(x: torch.Tensor, rate: float = EEG_RATE, pad: bool = True) -> tor
 
     def rows(x):
         if pad: x = torch.nn.functional.pad(x, (edge, edge), mode="reflect")
-        y = torch.fft.rfft(x.unfold(-1, HOST_WINDOW, HOST_STEP)[:, None] * tapers, n=HOST_FFT)[..., HOST_BINS]
-        return torch.view_as_real(y).square().sum(-1).mean(1).transpose(-1, -2) / rate
-    return _by_rows(rows, x, frames * 3 * HOST_FFT)
+        return _taper_power(x.unfold(-1, HOST_STEP, HOST_STEP), matrices).transpose(-1, -2) / rate
+    return _by_rows(rows, x, frames * 3 * HOST_BINS.stop)
 
 # %% ../../nbs/02_signal/02_spectrogram.ipynb #5f47b9d3
 def _gaps(valid, pad):
@@ -276,8 +301,9 @@ def host_spectrogram(eeg: torch.Tensor,
     Differences of the four chains, high-pass 0.5 Hz (order 4, zero-phase), `multitaper`, mean over a chain's
     differences. A window with missing samples does not count; where all four differences miss some, the value
     is NaN."""
-    x, valid = repair(MONTAGES["chains"].derive(eeg))
+    x = MONTAGES["chains"].derive(eeg)
+    if not x.isnan().any(): return chain_mean(multitaper(butter(x, 4, low=.5), pad=pad))
+    x, valid = repair(x)
     power = multitaper(butter(x, 4, low=.5), pad=pad)
-    if valid.all(): return chain_mean(power)
     power = power.masked_fill(_gaps(valid, pad)[..., None, :], torch.nan)
     return power.unflatten(-3, (-1, 4)).nanmean(-3)

@@ -171,10 +171,12 @@ def add_holes(rng, eeg: np.ndarray):
         eeg[where, at:at + int(rng.uniform(1, 15) * EEG_RATE)] = np.nan
 
 # %% ../../nbs/04_simulate/04_competition.ipynb #43e32c57
-def write_parquet(path, table: pd.DataFrame):
-    "Write a DataFrame as parquet, atomically."
-    with atomic_write(path) as tmp:
-        table.to_parquet(tmp, index=False)
+def write_parquet(path, table: pd.DataFrame, dictionary: bool = True):
+    "Write a DataFrame as parquet, atomically; `dictionary`: smaller and slower, for values that repeat."
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    columns = pa.table({name: pa.array(table[name]) for name in table.columns})
+    with atomic_write(path) as tmp: pq.write_table(columns, tmp, use_dictionary=dictionary)
 
 
 def spectrogram_table(power: np.ndarray) -> pd.DataFrame:
@@ -213,7 +215,7 @@ def write_recording(recording: Recording, out, strength: float = 1.):
     finally:
         torch.set_num_threads(threads)
     write_eegs(recording, eeg, out)
-    write_parquet(path, spectrogram_table(power))
+    write_parquet(path, spectrogram_table(power), dictionary=False)
 
 # %% ../../nbs/04_simulate/04_competition.ipynb #b944ebf3
 def tables(recordings: list, seed: int) -> tuple:
