@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..core import CLASSES
-from ..views.transforms import unpacked
+from ..views.sequences import unpacked
 
 # %% ../../nbs/07_models/06_joined.ipynb #b40b068f
 class Joined(nn.Module):

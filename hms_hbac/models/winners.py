@@ -14,7 +14,7 @@ from torch import nn
 from ..core import CLASSES, RecipeError
 from .image import GeM
 from .sequence import WaveBlock, glorot_start
-from ..views.transforms import unpacked
+from ..views.sequences import unpacked
 
 # %% ../../nbs/07_models/07_winners.ipynb #bd3d4b5c
 def rotated(x):

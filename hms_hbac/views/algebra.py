@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['MOST_VALUES', 'ENTRIES', 'HOST_HZ', 'Tile', 'between', 'cells', 'shifted', 'cropped', 'bounded', 'written', 'View',
-           'own_reads', 'panel_index', 'panel_tiles', 'centred', 'Panels', 'images', 'together', 'HStack', 'VStack',
-           'Grid']
+           'own_reads', 'panel_index', 'panel_tiles', 'centred', 'Panels', 'images', 'drawn_together', 'together',
+           'HStack', 'VStack', 'Grid']
 
 # %% ../../nbs/05_views/01_algebra.ipynb #be5afd28
 import inspect
 import math
 import operator
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -33,33 +34,35 @@ class Tile(NamedTuple):
     seconds: tuple = None
 
 
-def between(place, edges, values):
+def between(place: float,
+            edges: tuple[float, float],
+            values: tuple[float, float],  # or None
+            ) -> float:
     """The value at `place` where the two `edges` have these two `values`, on a straight line; None if
     `values` is None."""
     return values and values[0] + (place - edges[0]) / (edges[1] - edges[0]) * (values[1] - values[0])
 
 
-def cells(first, step, n):
+def cells(first: float, step: float, n: int) -> tuple[float, float]:
     "The outer edges of `n` cells whose centers are `first`, `first + step`, ..."
     return float(first - step / 2), float(first + (n - .5) * step)
 
 # %% ../../nbs/05_views/01_algebra.ipynb #838cf838
-def shifted(tiles, down=0, right=0):
+def shifted(tiles: list[Tile], down: float = 0, right: float = 0) -> list[Tile]:
     "The same tiles at another place."
     return [t._replace(rows=(t.rows[0] + down, t.rows[1] + down),
                        columns=(t.columns[0] + right, t.columns[1] + right)) for t in tiles]
 
 
-def cropped(tiles, top, left, height, width):
+def cropped(tiles: list[Tile], top: float, left: float, height: float, width: float) -> list[Tile]:
     "What a crop of `height` x `width` pixels keeps of `tiles`, counted from the crop's own corner."
     kept = []
     for t in tiles:
         rows = max(t.rows[0], top), min(t.rows[1], top + height)
         columns = max(t.columns[0], left), min(t.columns[1], left + width)
         if rows[0] < rows[1] and columns[0] < columns[1]:
-            hz, seconds = t.hz and tuple(between(r, t.rows, t.hz)
-                                         for r in rows), t.seconds and tuple(between(c, t.columns, t.seconds)
-                                                                             for c in columns)
+            hz = t.hz and tuple(between(r, t.rows, t.hz) for r in rows)
+            seconds = t.seconds and tuple(between(c, t.columns, t.seconds) for c in columns)
             kept.append(Tile(rows, columns, t.label, hz, seconds))
     return shifted(kept, -top, -left)
 
@@ -68,7 +71,7 @@ def cropped(tiles, top, left, height, width):
 MOST_VALUES = 2**24
 
 
-def bounded(view, shape):
+def bounded(view: "View", shape: tuple[int, ...]) -> tuple[int, ...]:
     """`shape` as whole numbers, if it is a picture's or sequence's and of at most `MOST_VALUES`; else
     `RecipeError` with the memory it takes."""
     where = type(view).__name__
@@ -84,7 +87,7 @@ def bounded(view, shape):
     return shape
 
 # %% ../../nbs/05_views/01_algebra.ipynb #b27a1c31
-def written(view):
+def written(view: "View") -> str:
     "The expression that makes `view`: arguments that differ from their defaults, views always."
     words = []
     for name, p in inspect.signature(type(view)).parameters.items():
@@ -99,34 +102,38 @@ def written(view):
 class View(nn.Module):
     """A picture of the batch: `view(batch)` -> (B, C, H, W) or (B, C, T), finite, float32, on its device; a
     sliding view in evaluation (B, N, C, H, W). `reads = ("eeg",)` beside a `forward` says what that takes."""
-    def __init__(self, **given):
+    def __init__(self, **given: object):
         super().__init__()
         for name, value in given.items():
             setattr(self, name, tuple(value) if isinstance(value, list) else value)
-
-    @property
-    def shape(self):
-        "(C, H, W) or (C, T) of one sample's picture; setting it checks it with `bounded`."
-        return self.__dict__.get("_shape")
-
-    @shape.setter
-    def shape(self, shape): self.__dict__["_shape"] = bounded(self, shape)
 
     def __call__(self, batch):
         with torch.autocast(next(iter(batch.values())).device.type, enabled=False):       # drawn in float32
             return torch.nan_to_num(super().__call__(batch), nan=0., posinf=0., neginf=0.)
 
-    def tiles(self, window=0):
+    def forward(self, batch: dict) -> torch.Tensor:
+        "What `view(batch)` draws, before missing values become 0; each view writes its own."
+        raise NotImplementedError
+
+    def tiles(self, window: int = 0) -> list[Tile]:
         "The `Tile`s in evaluation, for a sliding view those of `window`; None: of a random crop in training."
         return [Tile((0, self.shape[-2]), (0, self.shape[-1]))]
 
     def __repr__(self): return written(self)
 
+# %% ../../nbs/05_views/01_algebra.ipynb #c87b4b1a
+def _shape(view): return view.__dict__.get("_shape")
+def _set_shape(view, shape): view.__dict__["_shape"] = bounded(view, shape)
+
+
+View.shape = property(_shape, _set_shape,
+                      doc="(C, H, W) or (C, T) of one sample's picture; setting it checks it with `bounded`.")
+
 # %% ../../nbs/05_views/01_algebra.ipynb #c3155842
 ENTRIES = ("eeg", "spectrogram")
 
 
-def own_reads(part):
+def own_reads(part: nn.Module) -> frozenset[str]:
     """What the `forward` of `part` takes from a batch, as said by the class that wrote it or one derived from
     it; unsaid: all `ENTRIES`."""
     for c in type(part).__mro__:
@@ -139,8 +146,7 @@ def _needs(view):
     needs = frozenset().union(*(own_reads(m) for m in view.modules() if isinstance(m, View)))
     if needs - set(ENTRIES):
         raise RecipeError(f"unknown entries {sorted(needs - set(ENTRIES))} of a batch",
-                          where=type(view).__name__,
-                          cure=f"reads may name {', '.join(ENTRIES)}")
+                          where=type(view).__name__, cure=f"reads may name {', '.join(ENTRIES)}")
     return needs
 
 
@@ -166,7 +172,7 @@ View.blocks = property(_blocks, doc="[(first column, end column)]: stretches wit
 HOST_HZ = cells(SPEC_FREQUENCIES[0], EEG_RATE / 1024, SPEC_BINS)
 
 
-def panel_index(order):
+def panel_index(order: str) -> list[int]:
     "Positions in `PANELS` of the panels that `order` names, as in 'LL,LP,RL,RP'."
     names = order.split(",")
     if sorted(names) != sorted(PANELS):
@@ -175,14 +181,14 @@ def panel_index(order):
     return [PANELS.index(n) for n in names]
 
 
-def panel_tiles(view, hz, seconds):
+def panel_tiles(view: View, hz: tuple[float, float], seconds: tuple[float, float]) -> list[Tile]:
     "Tiles of a picture of four equal panels in the view's `order`, all with the same axes."
     _, height, width = view.shape
-    return [Tile((i * height // 4, (i + 1) * height // 4), (0, width), name, hz, seconds) for i,
-            name in enumerate(view.order.split(","))]
+    return [Tile((i * height // 4, (i + 1) * height // 4), (0, width), name, hz, seconds)
+            for i, name in enumerate(view.order.split(","))]
 
 
-def centred(x, width):
+def centred(x: torch.Tensor, width: int) -> torch.Tensor:
     "The middle `width` entries of the last axis; beyond its ends NaN."
     extra = x.shape[-1] - width
     return F.pad(x, (-(extra // 2), extra // 2 - extra), value=float("nan")) if extra else x
@@ -196,27 +202,26 @@ class Panels(View):
     in training as in a test row."""
     reads = ("spectrogram",)
 
-    def __init__(self, norm="panel", order="LL,RL,LP,RP", clip=(-4, 8), log="ln", mean=-0.08340271,
-                 std=1.9072835, steps=SPEC_STEPS):
+    def __init__(self, norm: str = "panel", order: str = "LL,RL,LP,RP", clip: tuple[float, float] = (-4, 8),
+                 log: str = "ln", mean: float = -0.08340271, std: float = 1.9072835, steps: int = SPEC_STEPS):
         super().__init__(norm=norm, order=order, clip=clip, log=log, mean=mean, std=std, steps=steps)
         self.index, self.shape = panel_index(order), (1, 4 * SPEC_BINS, steps)
         self.standard = Standard("dataset", mean, std) if norm == "global" else Standard(norm)
         # an unknown logarithm is told now, not at the first batch
         squash(torch.ones(1), clip, log)
 
-    def forward(self, batch):
+    def forward(self, batch: dict) -> torch.Tensor:
         x = centred(centred(batch["spectrogram"].float(), SPEC_STEPS), self.steps)
         x = torch.cat([x[:, i] for i in self.index], 1).unsqueeze(1)
         return self.standard(squash(x, self.clip, self.log))
 
-    def tiles(self, window=0):
+    def tiles(self, window: int = 0) -> list[Tile]:
+        half = self.steps / 2 * SPEC_STEP
         # an odd number of steps has no middle: its seconds depend on the batch
-        return panel_tiles(self, HOST_HZ,
-                           None if self.steps % 2
-                           else (-self.steps / 2 * SPEC_STEP, self.steps / 2 * SPEC_STEP))
+        return panel_tiles(self, HOST_HZ, None if self.steps % 2 else (-half, half))
 
 # %% ../../nbs/05_views/01_algebra.ipynb #02a782d7
-def images(*views, panels=1):
+def images(*views: View, panels: int = 1) -> tuple[View, ...]:
     "`views` unchanged, if all are image views whose rows make `panels` equal panels; else `RecipeError`."
     for v in views:
         if not isinstance(v, View):
@@ -229,51 +234,58 @@ def images(*views, panels=1):
     return views
 
 # %% ../../nbs/05_views/01_algebra.ipynb #59e970a2
-def together(views, batch, dim):
-    "Pictures of `views` joined along `dim`; where one has N windows, the others stand beside each of them."
+def drawn_together(views: Iterable[View], batch: dict) -> list[torch.Tensor]:
+    "Each view's picture; where one has N windows, (B, N, C, H, W), the others stand beside each of them."
     images = [v.forward(batch) for v in views]
-    n = max((x.shape[1] for x in images if x.ndim == 5), default=0)
-    if n: images = [x if x.ndim == 5 else x.unsqueeze(1).expand(-1, n, -1, -1, -1) for x in images]
-    return torch.cat(images, dim)
+    sliding = [x.ndim == len(v.shape) + 2 for x, v in zip(images, views, strict=True)]
+    if not any(sliding): return images
+    n = max(x.shape[1] for x, s in zip(images, sliding, strict=True) if s)
+    return [x if s else x.unsqueeze(1).expand(-1, n, *[-1] * (x.ndim - 1))
+            for x, s in zip(images, sliding, strict=True)]
 
 
+def together(views: Iterable[View], batch: dict, dim: int) -> torch.Tensor:
+    "Pictures of `views` joined along `dim`."
+    return torch.cat(drawn_together(views, batch), dim)
+
+# %% ../../nbs/05_views/01_algebra.ipynb #c8a2df1f
 class HStack(View):
     "`views` side by side; equal channels and heights."
     reads = ()
 
-    def __init__(self, *views):
+    def __init__(self, *views: View):
         super().__init__(views=nn.ModuleList(images(*views)))
         if len({v.shape[:2] for v in views}) != 1:
             raise RecipeError(f"HStack needs equal heights, got shapes {[v.shape for v in views]}",
                               cure="resize or pad the smaller ones")
         self.shape = (*views[0].shape[:2], sum(v.shape[2] for v in views))
 
-    def tiles(self, window=0):
+    def tiles(self, window: int = 0) -> list[Tile]:
         starts = np.cumsum([0] + [v.shape[2] for v in self.views]).tolist()
-        return [t for s,
-                v in zip(starts, self.views, strict=False) for t in shifted(v.tiles(window), right=s)]
+        return [t for s, v in zip(starts, self.views, strict=False)
+                for t in shifted(v.tiles(window), right=s)]
 
-    def forward(self, batch): return together(self.views, batch, -1)
+    def forward(self, batch: dict) -> torch.Tensor: return together(self.views, batch, -1)
 
 # %% ../../nbs/05_views/01_algebra.ipynb #9d8c9c45
 class VStack(View):
     "`views` under each other; equal channels and widths."
     reads = ()
 
-    def __init__(self, *views):
+    def __init__(self, *views: View):
         super().__init__(views=nn.ModuleList(images(*views)))
         if len({(v.shape[0], v.shape[2]) for v in views}) != 1:
             raise RecipeError(f"VStack needs equal widths, got shapes {[v.shape for v in views]}",
                               cure="resize or pad the smaller ones")
         self.shape = (views[0].shape[0], sum(v.shape[1] for v in views), views[0].shape[2])
 
-    def tiles(self, window=0):
+    def tiles(self, window: int = 0) -> list[Tile]:
         starts = np.cumsum([0] + [v.shape[1] for v in self.views]).tolist()
         return [t for s, v in zip(starts, self.views, strict=False) for t in shifted(v.tiles(window), down=s)]
 
-    def forward(self, batch): return together(self.views, batch, -2)
+    def forward(self, batch: dict) -> torch.Tensor: return together(self.views, batch, -2)
 
 
-def Grid(rows):
+def Grid(rows: list[list[View]]) -> VStack:
     "`rows` of views, as in [[a, b], [c, d]]: an `HStack` per row, under each other."
     return VStack(*[HStack(*row) for row in rows])

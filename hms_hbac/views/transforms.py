@@ -4,13 +4,11 @@
 
 # %% auto #0
 __all__ = ['Around', 'Normalize', 'Log', 'Scale', 'Flip', 'Repeat', 'folded', 'Stats', 'Percentiles', 'Resize', 'anywhere',
-           'CropPad', 'SlidingWindows', 'packed', 'unpacked', 'packed_tiles', 'Bundle']
+           'CropPad', 'SlidingWindows']
 
 # %% ../../nbs/05_views/02_transforms.ipynb #ac5f7229
-import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from ..core import RecipeError
 from ..signal.scaling import Standard, random_start, resize, squash, take
@@ -23,17 +21,17 @@ class Around(View):
     in_place = False
     reads = ()
 
-    def __init__(self, view, **given):
+    def __init__(self, view: View, **given: object):
         if not isinstance(view, View): images(view)
         super().__init__(view=view, **given)
         self.shape = view.shape
 
-    def tiles(self, window=0):
+    def tiles(self, window: int = 0) -> list[Tile]:
         if self.in_place: return self.view.tiles(window)
         if self.shape != self.view.shape: return super().tiles(window)
         return [t._replace(label="", hz=None, seconds=None) for t in self.view.tiles(window)]
 
-    def forward(self, batch): return self.view.forward(batch)
+    def forward(self, batch: dict) -> torch.Tensor: return self.view.forward(batch)
 
 # %% ../../nbs/05_views/02_transforms.ipynb #a98a637f
 class Normalize(Around):
@@ -42,11 +40,11 @@ class Normalize(Around):
     in_place = True
     reads = ()
 
-    def __init__(self, view, by="image", mean=None, std=None):
+    def __init__(self, view: View, by: str = "image", mean: float = None, std: float = None):
         super().__init__(view, by=by, mean=mean, std=std)
         self.standard = Standard(by, mean, std, axes=len(view.shape))
 
-    def forward(self, batch): return self.standard(self.view.forward(batch))
+    def forward(self, batch: dict) -> torch.Tensor: return self.standard(self.view.forward(batch))
 
 # %% ../../nbs/05_views/02_transforms.ipynb #01ff1099
 class Log(Around):
@@ -54,23 +52,26 @@ class Log(Around):
     in_place = True
     reads = ()
 
-    def __init__(self, view, clip=(-4, 8), log="ln"): super().__init__(view, clip=clip, log=log)
+    def __init__(self, view: View, clip: tuple[float, float] = (-4, 8), log: str = "ln"):
+        super().__init__(view, clip=clip, log=log)
 
-    def forward(self, batch): return squash(self.view.forward(batch), self.clip, self.log)
+    def forward(self, batch: dict) -> torch.Tensor:
+        return squash(self.view.forward(batch), self.clip, self.log)
 
-
+# %% ../../nbs/05_views/02_transforms.ipynb #3ebccd59
 class Scale(Around):
     "`view` stretched per image so that its smallest finite value is `low`, its largest `high`."
     in_place = True
     reads = ()
 
-    def __init__(self, view, low=0, high=255): super().__init__(view, low=low, high=high)
+    def __init__(self, view: View, low: float = 0, high: float = 255):
+        super().__init__(view, low=low, high=high)
 
-    def forward(self, batch):
+    def forward(self, batch: dict) -> torch.Tensor:
         x, dims = self.view.forward(batch), tuple(range(-len(self.shape), 0))
         ok = torch.isfinite(x)
-        a, b = x.where(ok, torch.inf).amin(dims, keepdim=True), x.where(ok, -torch.inf).amax(dims,
-                                                                                             keepdim=True)
+        a = x.where(ok, torch.inf).amin(dims, keepdim=True)
+        b = x.where(ok, -torch.inf).amax(dims, keepdim=True)
         return (x - a) / (b - a).clamp(min=1e-12) * (self.high - self.low) + self.low
 
 # %% ../../nbs/05_views/02_transforms.ipynb #dc006f85
@@ -78,9 +79,9 @@ class Flip(Around):
     "`view` upside down: the last row first."
     reads = ()
 
-    def forward(self, batch): return self.view.forward(batch).flip(-2)
+    def forward(self, batch: dict) -> torch.Tensor: return self.view.forward(batch).flip(-2)
 
-    def tiles(self, window=0):
+    def tiles(self, window: int = 0) -> list[Tile]:
         end = self.shape[-2]
         return [t._replace(rows=(end - t.rows[1], end - t.rows[0]), hz=t.hz and t.hz[::-1])
                 for t in self.view.tiles(window)]
@@ -90,20 +91,21 @@ class Repeat(Around):
     "`view` with its channels repeated: (C, H, W) -> (C * channels, H, W)."
     reads = ()
 
-    def __init__(self, view, channels=3):
+    def __init__(self, view: View, channels: int = 3):
         super().__init__(view, channels=channels)
         self.shape = (view.shape[0] * channels, *view.shape[1:])
 
-    def tiles(self, window=0):
+    def tiles(self, window: int = 0) -> list[Tile]:
         # a sequence's channels are its rows
         copies = self.channels if len(self.shape) == 2 else 1
         return [t for i in range(copies)
                 for t in shifted(self.view.tiles(window), down=i * self.view.shape[0])]
 
-    def forward(self, batch): return torch.cat([self.view.forward(batch)] * self.channels, -len(self.shape))
+    def forward(self, batch: dict) -> torch.Tensor:
+        return torch.cat([self.view.forward(batch)] * self.channels, -len(self.shape))
 
 # %% ../../nbs/05_views/02_transforms.ipynb #464f1e6d
-def folded(view, names, window, unknown):
+def folded(view: View, names: list[str], window: int, unknown: list[Tile]) -> list[Tile]:
     """Tiles of `view`, whose four panels are folded into new ones of these `names`; `unknown` where the four
     do not have the same axes."""
     (_, height, width), tiles = view.shape, view.tiles(window)
@@ -119,17 +121,17 @@ class Stats(View):
     order; shape as `view`'s. Without a view: of `Panels(norm)`."""
     reads = ()
 
-    def __init__(self, view=None, norm="image"):
+    def __init__(self, view: View = None, norm: str = "image"):
         # the view says it all: `norm` need not be written again
         super().__init__(view=images(view or Panels(norm), panels=4)[0], norm="image")
         self.shape = self.view.shape
 
-    def forward(self, batch):
+    def forward(self, batch: dict) -> torch.Tensor:
         x = self.view.forward(batch).unflatten(-2, (4, -1))
         low, high = x.amin(-3), x.amax(-3)
         return torch.cat([low, high, x.mean(-3), high - low], -2)
 
-    def tiles(self, window=0):
+    def tiles(self, window: int = 0) -> list[Tile]:
         return folded(self.view, ("minimum", "maximum", "mean", "range"), window, super().tiles())
 
 # %% ../../nbs/05_views/02_transforms.ipynb #d3e002cc
@@ -139,21 +141,21 @@ class Percentiles(View):
     view: of `Panels(norm)`."""
     reads = ()
 
-    def __init__(self, view=None, q=(20, 40, 60, 80), norm="image"):
+    def __init__(self, view: View = None, q: tuple[float, ...] = (20, 40, 60, 80), norm: str = "image"):
         super().__init__(view=images(view or Panels(norm), panels=4)[0], q=q, norm="image")
         if not all(0 <= p <= 100 for p in self.q):
             raise RecipeError(f"no percentiles {self.q}", where="Percentiles", cure="0 to 100")
         c, h, w = self.view.shape
         self.shape = (c, h // 4 * len(self.q), w)
 
-    def forward(self, batch):
+    def forward(self, batch: dict) -> torch.Tensor:
         x = self.view.forward(batch).unflatten(-2, (4, -1)).sort(-3).values
         # one missing panel: the cell is missing, as in Stats
         x = x.where(torch.isfinite(x.select(-3, 3).unsqueeze(-3)), torch.nan)
         place = [(int(3 * q // 100), 3 * q / 100 % 1) for q in self.q]
         return torch.cat([x.select(-3, i).lerp(x.select(-3, min(i + 1, 3)), part) for i, part in place], -2)
 
-    def tiles(self, window=0):
+    def tiles(self, window: int = 0) -> list[Tile]:
         return folded(self.view, [f"percentile {q:g}" for q in self.q], window, super().tiles())
 
 # %% ../../nbs/05_views/02_transforms.ipynb #9af67745
@@ -162,21 +164,21 @@ class Resize(Around):
     values count as 0: normalise first."""
     reads = ()
 
-    def __init__(self, view, height, width):
+    def __init__(self, view: View, height: int, width: int):
         super().__init__(images(view)[0], height=height, width=width)
         self.shape = (view.shape[0], height, width)
 
-    def tiles(self, window=0):
+    def tiles(self, window: int = 0) -> list[Tile]:
         _, h, w = self.view.shape
         return [t._replace(rows=tuple(r * self.height / h for r in t.rows),
                            columns=tuple(c * self.width / w for c in t.columns))
                 for t in self.view.tiles(window)]
 
-    def forward(self, batch):
+    def forward(self, batch: dict) -> torch.Tensor:
         return resize(torch.nan_to_num(self.view.forward(batch)), self.height, self.width)
 
 # %% ../../nbs/05_views/02_transforms.ipynb #b88060c4
-def anywhere(view, width):
+def anywhere(view: View, width: int) -> list[Tile]:
     """Tiles of `width` columns of `view` from a random place: without seconds, and without anything where
     several time axes may be hit."""
     tiles, (*_, height, full) = view.tiles(None), view.shape
@@ -189,19 +191,18 @@ class CropPad(Around):
     place in training."""
     reads = ()
 
-    def __init__(self, view, height, width, random=False):
+    def __init__(self, view: View, height: int, width: int, random: bool = False):
         super().__init__(images(view)[0], height=height, width=width, random=random)
         self.shape = (view.shape[0], height, width)
-        self.top, self.left = ((have - want) // 2 for have,
-                               want in zip(view.shape[1:], (height, width), strict=False))
+        self.top, self.left = (view.shape[1] - height) // 2, (view.shape[2] - width) // 2
         self.room = view.shape[2] - width
 
-    def tiles(self, window=0):
+    def tiles(self, window: int = 0) -> list[Tile]:
         tiles, left = self.view.tiles(window), self.left
         if self.random and window is None and self.room > 0: tiles, left = anywhere(self.view, self.width), 0
         return cropped(tiles, self.top, left, self.height, self.width)
 
-    def forward(self, batch):
+    def forward(self, batch: dict) -> torch.Tensor:
         (_, h, w), x = self.view.shape, self.view.forward(batch)
         x = F.pad(x, (0, 0, -self.top, self.height - h + self.top))
         if self.random and self.training and self.room > 0:
@@ -214,7 +215,7 @@ class SlidingWindows(Around):
     `step`, zeros beyond the end: (B, N, C, H, width)."""
     reads = ()
 
-    def __init__(self, view, width=256, step=128):
+    def __init__(self, view: View, width: int = 256, step: int = 128):
         super().__init__(view, width=width, step=step)
         self.room = view.shape[-1] - width
         if not isinstance(step, int) or step < 1:
@@ -225,73 +226,12 @@ class SlidingWindows(Around):
                               cure="a smaller width")
         self.shape, self.windows = (*view.shape[:-1], width), 1 + -(-self.room // step)
 
-    def tiles(self, window=0):
+    def tiles(self, window: int = 0) -> list[Tile]:
         if window is None: return anywhere(self.view, self.width)
         return cropped(self.view.tiles(window), 0, window * self.step, self.shape[-2], self.width)
 
-    def forward(self, batch):
+    def forward(self, batch: dict) -> torch.Tensor:
         x = self.view.forward(batch)
         if self.training: return take(x, random_start(batch, self.room, x), self.width)
         x = F.pad(x, (0, (self.windows - 1) * self.step - self.room))
         return x.unfold(-1, self.width, self.step).movedim(-2, 1)
-
-# %% ../../nbs/05_views/02_transforms.ipynb #bfc4733f
-def packed(x, part, width):
-    "A part (..., *part) as lines (..., lines, width)."
-    x = x.flatten(-3, -2) if len(part) == 3 else x
-    x = F.pad(x, (0, -x.shape[-1] % width))
-    return x.unflatten(-1, (-1, width)).flatten(-3, -2)
-
-
-def unpacked(lines, part):
-    "What `packed` made (..., lines, width) -> (..., *part)."
-    y = lines.unflatten(-2, (part[0] * part[1] if len(part) == 3 else part[0], -1)).flatten(-2)[...,
-                                                                                                :part[-1]]
-    return y.unflatten(-2, part[:2]) if len(part) == 3 else y
-
-
-def packed_tiles(view, lines, width, window):
-    "Tiles of `view`'s picture packed into `lines` of `width`; a broken line has no time axis of its own."
-    part, tiles = view.shape, view.tiles(window)
-    if len(part) == 3: return [t for c in range(part[0]) for t in shifted(tiles, down=c * part[1])]
-    each = lines // part[0]
-    if each == 1: return tiles
-    return [t._replace(rows=(each * t.rows[0], each * t.rows[1]), columns=(0, width), seconds=None)
-            for t in tiles]
-
-# %% ../../nbs/05_views/02_transforms.ipynb #7eca2fc6
-class Bundle(View):
-    """Several `views` for a network with several inputs, in one picture (1, rows, width): under each other,
-    channel by channel, a sequence's channels broken into lines of `width`, zeros where a part is narrower.
-    `split` takes the parts out again. An augmentation that moves pixels would tear lines, so `bind`
-    refuses those that do."""
-    reads = ()
-
-    def __init__(self, *views):
-        if not views or not all(isinstance(v, View) for v in views): images(*views)         # refuses
-        super().__init__(views=nn.ModuleList(views))
-        self.parts = [v.shape for v in views]
-        self.width = max([p[-1] for p in self.parts if len(p) == 3] or [p[-1] for p in self.parts])
-        self.lines = [p[0] * p[1] if len(p) == 3 else p[0] * -(-p[1] // self.width) for p in self.parts]
-        self.shape = (1, sum(self.lines), self.width)
-
-    def forward(self, batch):
-        drawn = [v.forward(batch) for v in self.views]
-        n = max((x.shape[1] for x, p in zip(drawn, self.parts, strict=False) if x.ndim == len(p) + 2),
-                default=0)
-        if n:
-            drawn = [x if x.ndim == len(p) + 2 else x.unsqueeze(1).expand(-1, n, *p) for x,
-                     p in zip(drawn, self.parts, strict=False)]
-        return torch.cat([packed(x, p, self.width) for x, p in zip(drawn, self.parts, strict=False)],
-                         -2).unsqueeze(-3)
-
-    def split(self, x):
-        "(..., 1, rows, width) -> the parts, each (..., C, H, W) or (..., C, T) as its view drew it."
-        return [unpacked(lines, p) for lines,
-                p in zip(x.squeeze(-3).split(self.lines, -2), self.parts, strict=False)]
-
-    def tiles(self, window=0):
-        tops = np.cumsum([0] + self.lines).tolist()
-        return [t for v, n,
-                top in zip(self.views, self.lines, tops, strict=False)
-                for t in shifted(packed_tiles(v, n, self.width, window), down=top)]

@@ -16,7 +16,7 @@ from hms_hbac.inference.ensemble import check_submission
 from hms_hbac.inference.members import Crew, Member
 from hms_hbac.inference.predict import predict
 from hms_hbac.views.algebra import Panels
-from hms_hbac.views.systems import RawImage
+from hms_hbac.views.sequences import RawImage
 
 EXAMPLES = int(os.environ.get("HMS_CORRUPTIONS", 520))
 

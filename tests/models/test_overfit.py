@@ -16,8 +16,8 @@ from hms_hbac.core import CHANNELS, EEG_RATE, EEG_SAMPLES, SPEC_BINS, SPEC_STEPS
 from hms_hbac.models.losses import KL, loss
 from hms_hbac.models.nets import Net
 from hms_hbac.models.recipe import list_recipes, load_recipe
+from hms_hbac.views.sequences import packed
 from hms_hbac.views.systems import view
-from hms_hbac.views.transforms import packed
 
 TARGET = torch.eye(6)[torch.tensor([0, 1, 2, 3, 4, 5, 0, 1])]
 PLACES = ("Fp1", "T3", "C3", "O1", "Fp2", "C4", "T4", "O2")
