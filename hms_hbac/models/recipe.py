@@ -22,7 +22,7 @@ from ..core import EEG_SAMPLES, SPEC_BINS, RecipeError, atomic_write
 from .image import System
 from .nets import build_net
 from .nets import settled as settled
-from .scales import demo_scale, small_scale
+from .scales import demo_scale, reduced, small_scale
 from .schema import Recipe, validate
 from ..views.systems import view
 
@@ -162,7 +162,9 @@ def load_recipe(
     if scale == "full": return recipe
     raw = recipe.model_dump(mode="json")
     own = {s: raw.pop(s) for s in SCALES}[scale]
-    return validate(override(merge(SCALES[scale](raw), own), set, name), where=name)
+    made = merge(SCALES[scale](raw), own)
+    if scale == "small": made["reduced"] = reduced(raw, made)
+    return validate(override(made, set, name), where=name)
 
 # %% ../../nbs/07_models/11_recipe.ipynb #61dd3121
 def build(recipe: Recipe):

@@ -71,6 +71,7 @@ def small_net(net: dict) -> dict:
     if net["kind"] in ("timm", "ast"):
         net.update(backbone=small_backbone(net["backbone"]), pretrained="none")
     if net["kind"] == "resnet1d_gru": net.update(hidden=64)
+    if net["kind"] == "wavenet" or net.get("stacking") == "wavenet": net["filters"] = net["filters"][:2]
     if net["kind"] == "squeezeformer": net.update(dim=64, layers=2)
     if net["kind"] in ("efficientnet1d", "left_right"): net.update(hidden=32, depth=2)
     if net["kind"] == "x3d": net.update(depths=[1, 2, 3, 2], widths=[12, 24, 48, 96], hidden=256)
@@ -99,7 +100,7 @@ def shared_epochs(
 
 # %% ../../nbs/07_models/10_scales.ipynb #74898d9b
 EPOCHS = {"resnet1d_gru": 24, "wavenet": 24, "squeezeformer": 24, "efficientnet1d": 24, "left_right": 24}
-MOST_EPOCHS = 12                     # of all other networks: those of pictures
+MOST_EPOCHS = 8                      # of all other networks: those of pictures
 
 
 def small_stages(stages: list, most: int) -> list:
@@ -114,12 +115,12 @@ def small_stages(stages: list, most: int) -> list:
 
 
 def small_scale(raw: dict) -> dict:
-    "The whole mapping `raw` of a recipe at small scale, with what was `reduced`."
+    "The whole mapping `raw` of a recipe at small scale."
     new = raw | {"view": small_view(raw["view"]), "net": small_net(raw["net"])}
     new["stages"] = small_stages(raw["stages"], EPOCHS.get(raw["net"]["kind"], MOST_EPOCHS))
     new.update(precision="fp32", batch_size=min(raw["batch_size"], 16), evals_per_epoch=1, accumulate=1)
     if raw["ema"]: new["ema"] = raw["ema"] | dict(after=0, decay=min(raw["ema"]["decay"], .98))
-    return new | {"reduced": reduced(raw, new)}
+    return new
 
 # %% ../../nbs/07_models/10_scales.ipynb #77df3711
 def backbones(net: dict) -> list:
@@ -130,7 +131,7 @@ def backbones(net: dict) -> list:
 
 def reduced(raw: dict, new: dict) -> str:
     "One sentence about what differs between a recipe and its small scale."
-    said = []
+    said = []                      # after the recipe's own `small` keys
     pairs = zip(backbones(raw["net"]), backbones(new["net"]), strict=True)
     named = dict.fromkeys(f"{a.split('.')[0]} -> {b}" for a, b in pairs if a.split(".")[0] != b)
     if named: said.append(", ".join(named))
@@ -138,7 +139,8 @@ def reduced(raw: dict, new: dict) -> str:
         said.append(f"a narrower {raw['net']['kind']}")
     if "hub" in str(raw["net"]): said.append("random weights")
     if "height" in raw["net"]: said.append("the drawn picture halved")
-    shapes = [view(r["view"]).shape for r in (raw, new)]
+    shapes = [view(r["view"]) for r in (raw, new)]
+    shapes = [", ".join(map(str, getattr(v, "parts", ()) or [v.shape])) for v in shapes]
     if shapes[0] != shapes[1]: said.append(f"picture {shapes[0]} -> {shapes[1]}")
     epochs = ["+".join(str(s["epochs"]) for s in r["stages"]) for r in (raw, new)]
     if epochs[0] != epochs[1]: said.append(f"epochs {epochs[0]} -> {epochs[1]}")
