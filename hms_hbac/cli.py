@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'Comp', 'Data', 'Out', 'Transforms', 'Batch', 'Weights', 'Workers', 'main', 'simulate', 'print_realism',
-           'check', 'prepare', 'open_eeg', 'recipes', 'draw_recipes', 'train', 'report', 'runs', 'predict', 'ensemble',
-           'fit_weights', 'check_submission', 'demo']
+           'check', 'prepare', 'open_eeg', 'recipes', 'draw_recipes', 'train', 'print_plan', 'report', 'runs',
+           'predict', 'ensemble', 'fit_weights', 'check_submission', 'demo']
 
 # %% ../nbs/13_cli.ipynb #9aa70b96
 from pathlib import Path
@@ -158,7 +158,7 @@ def train(
     data: Data,
     runs: Annotated[Path, typer.Option(help="folder for runs/<recipe>/fold<k>")] = Path("runs"),
     folds: Annotated[str, typer.Option(help="folds to train, such as 0,1")] = "0,1,2,3,4",
-    scale: Annotated[str, typer.Option(help="full, or demo: seconds on two cores")] = "full",
+    scale: Annotated[str, typer.Option(help="full; small: minutes; demo: seconds on two cores")] = "full",
     set: Annotated[list[str] | None, typer.Option(help="override, such as batch_size=8; repeatable")] = None,
     cache: Annotated[Path | None, typer.Option(help="prepared recordings, made if absent")] = None,
     time_budget: Annotated[str | None, typer.Option(help="stop cleanly after, such as 11h or 90m")] = None,
@@ -166,14 +166,23 @@ def train(
     workers: Annotated[int, typer.Option(min=1, help="folds at a time")] = 1,
     track: Annotated[str | None, typer.Option(help="tensorboard or wandb, if installed")] = None,
     without: Annotated[int | None, typer.Option(help="a further fold to leave out, for teachers")] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="only say what it would cost on four GPUs")] = False,
 ):
     "Train a recipe fold by fold; finished folds are skipped, a stopped one goes on."
     from hms_hbac.models.recipe import load_recipe
+    made, chosen = load_recipe(recipe, scale, set or ()), numbers(folds, "--folds")
+    if plan: return print_plan(made, data, chosen)
     from hms_hbac.training.run import train_folds
-    done = train_folds(load_recipe(recipe, scale, set or ()), data, runs, folds=numbers(folds, "--folds"),
-                       cache=cache, time_budget=time_budget, resume=resume, workers=workers, track=track,
-                       without=without)
+    done = train_folds(made, data, runs, folds=chosen, cache=cache, time_budget=time_budget, resume=resume,
+                       workers=workers, track=track, without=without)
     for folder in done: print(folder)
+
+# %% ../nbs/13_cli.ipynb #6c7b87b3
+def print_plan(recipe, data: Path, folds: tuple) -> None:
+    "Print the plan of `training.plan` for a competition's rows."
+    from hms_hbac.data.competition import Competition, add_folds, events
+    from hms_hbac.training.plan import plan_text
+    print(plan_text(recipe, add_folds(events(Competition(data).train), recipe.folds), folds))
 
 # %% ../nbs/13_cli.ipynb #446f43f2
 @app.command()

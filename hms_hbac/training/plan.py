@@ -145,6 +145,6 @@ def plan_text(recipe: Recipe, table: pd.DataFrame, folds: tuple) -> str:
     assumed = ", ".join(f"{k} {v:g}" for k, v in ASSUMED.items())
     return (f"{recipe.name}: {trained:,} samples in {len(folds)} folds, {recipe.precision}\n"
             f"{plan(recipe, table, folds).round(2).to_string(index=False)}\n"
-            f"{ESTIMATE}: an estimate from data sheets and from the network's arithmetic and memory, which were\n"
-            f"counted on a CPU; assumed shares: {assumed}.\n"
+            f"{ESTIMATE}: an estimate from data sheets and from the network's arithmetic and memory,\n"
+            f"which were counted on a CPU; assumed shares: {assumed}.\n"
             f"The view's transforms, early stops and the cache of recordings are not in it.")
