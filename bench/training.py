@@ -118,7 +118,8 @@ def measure(name, data, updates, rounds, scale, sets=()):
     bare = make_ours(recipe, data).system
     bare.signal_augment, bare.image_augment = torch.nn.ModuleList(), torch.nn.ModuleList()
     bare = bare.to(device).train()
-    if device.type == "cuda" and len(bare.view.shape) == 3: bare.net.to(memory_format=torch.channels_last)
+    if recipe.speed.channels_last and len(bare.view.shape) == 3:
+        bare.net.to(memory_format=torch.channels_last)
     optimizer = make_optimizer(bare, recipe.optimizer)
     raw = loop.given.train_data.batch(loop.state.rows[:recipe.batch_size], 0)
     windows = sum(raw[k].nbytes for k in ("eeg", "spectrogram") if k in raw) // len(raw["target"])

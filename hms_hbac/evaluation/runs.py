@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'read_part', 'read_manifest', 'read_fold', 'read_recipe_file', 'read_run', 'recipe_folders', 'example_run',
-           'floor_kl', 'find_truth', 'sure_mean', 'run_row', 'read_row', 'speed', 'run_table']
+           'floor_kl', 'find_truth', 'sure_mean', 'run_row', 'read_row', 'speed', 'run_table', 'gap_closed']
 
 # %% ../../nbs/10_evaluation/01_runs.ipynb #f3b6a564
 from pathlib import Path
@@ -14,7 +14,15 @@ import pandas as pd
 import yaml
 
 from ..core import CLASSES, VOTES, DataError, HmsError, read_json, write_json
-from ..training.oof import SURE_VOTES, fold_folders, oof_kl, paired_bootstrap
+from ..models.losses import kl_rows
+from hms_hbac.training.oof import (
+    SURE_VOTES,
+    fold_folders,
+    oof_kl,
+    paired_bootstrap,
+    patient_interval,
+    vote_shares,
+)
 
 # %% ../../nbs/10_evaluation/01_runs.ipynb #38f698a7
 KINDS = {"status": str, "data": str, "data_path": str, "command": (str, list), "notes": list,
@@ -185,3 +193,25 @@ def run_table(
         for column, key in (("vs_best", "difference"), ("low", "low"), ("high", "high")):
             table.loc[i, column] = gap.get(key, np.nan)
     return table.round(4)
+
+# %% ../../nbs/10_evaluation/01_runs.ipynb #9361cf87
+def gap_closed(
+    oof: pd.DataFrame,
+    truth: pd.DataFrame,  # truth.parquet of the simulated competition
+    min_votes: int = SURE_VOTES,  # only events with so many votes
+) -> dict:
+    """What a system closes of the gap between the best constant answer and the floor.
+
+    Keys: kl, mean_vote, floor; closed with its 95 % interval over patients (low, high); events, patients.
+    `DataError` where no event has so many votes or `truth` does not know them."""
+    sure = oof[oof.n_votes >= min_votes]
+    lowest = floor_kl(sure, truth) if len(sure) else None
+    if lowest is None:
+        raise DataError(f"no event with {min_votes} votes whose truth is known", where="gap_closed",
+                        cure="an out-of-fold table of a simulated competition, and its truth.parquet")
+    shares = vote_shares(sure)
+    constant, kl = kl_rows(shares, np.tile(shares.mean(0), (len(shares), 1))), oof_kl(sure)
+    gap = constant.mean() - lowest.mean()
+    closed, low, high, _ = patient_interval(constant - kl, sure.patient_id) / gap
+    return {"kl": kl.mean(), "mean_vote": constant.mean(), "floor": lowest.mean(), "closed": closed,
+            "low": low, "high": high, "events": len(sure), "patients": sure.patient_id.nunique()}
