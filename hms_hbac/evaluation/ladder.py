@@ -28,7 +28,7 @@ from ..training.run import train_folds
 # %% ../../nbs/10_evaluation/11_ladder.ipynb #a24feb99
 class Place(NamedTuple):
     """Where a ladder is climbed: competition, cache, run folder, scale, folds; at demo scale epochs, changes
-    (`small`), most rungs, and the temporary folder."""
+    (`small`), most rungs, the temporary folder, and to which `size` pictures are brought (None: as drawn)."""
     comp: Competition
     cache: Path
     runs: Path
@@ -38,6 +38,7 @@ class Place(NamedTuple):
     small: tuple = ()
     most: int = 99
     folder: object = None
+    size: tuple = (128, 192)
 
 # %% ../../nbs/10_evaluation/11_ladder.ipynb #287169fe
 def place(comp=None, work=None, patients=40, epochs=4, small=(), seed=0, workers=2):
@@ -94,8 +95,9 @@ def rung_recipe(name, recipe, changes, where):
     if where.scale != "demo":
         return load_recipe(recipe, where.scale, changes).model_copy(update={"name": name})
     made = load_recipe(recipe, "demo", (*where.small, *changes))
-    if made.net.kind in ("timm", "ast"):
-        made = load_recipe(recipe, "demo", (*where.small, *changes, f"view=Resize({made.view}, 128, 192)"))
+    if made.net.kind in ("timm", "ast") and where.size:
+        smaller = f"view=Resize({made.view}, {where.size[0]}, {where.size[1]})"
+        made = load_recipe(recipe, "demo", (*where.small, *changes, smaller))
     for stage in made.stages:
         stage.epochs = max(1, round(where.epochs / len(made.stages)))
         stage.mosaic_epochs = min(stage.mosaic_epochs, stage.epochs // 2)
