@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SEQUENCE_NETS', 'PACK_NETS', 'Data', 'Optimizer', 'Schedule', 'Speed', 'Ema', 'Labels', 'Smoothing', 'LeaveOut',
-           'Warmup', 'Stage', 'check_stage', 'check_shape', 'check_parts', 'check_stages', 'About', 'Recipe',
+           'Warmup', 'Freeze', 'Stage', 'check_stage', 'check_shape', 'check_parts', 'check_stages', 'About', 'Recipe',
            'validate', 'fault_text']
 
 # %% ../../nbs/07_models/09_schema.ipynb #153b1a3f
@@ -32,6 +32,8 @@ class Optimizer(Part):
     lr: Positive = 1e-3
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-2
     betas: tuple[float, float] | None = None
+    # beginning of a parameter's name -> factor of the rate, as in {backbone: .4}
+    rates: dict[str, Positive] = later({})
 
 
 class Schedule(Part):
@@ -58,6 +60,14 @@ class Ema(Part):
     decay: Share = .99
     every: Count = 1
     after: Votes = 0                 # updates before it starts
+    first: Share | None = later(None)    # the decay at the beginning, which then rises to `decay`
+    ramp: Share = later(.5)              # in this share of all updates
+    skip: Votes = later(0)               # stages at the beginning that have no mean
+
+    @model_validator(mode="after")
+    def _rises(self):
+        if self.first is None or self.first <= self.decay: return self
+        raise ValueError(f"ema rises to decay {self.decay}, but first is {self.first}")
 
 # %% ../../nbs/07_models/09_schema.ipynb #2e3e4821
 class Labels(Part):
@@ -100,6 +110,12 @@ class Warmup(Part):
     weighted: bool = False       # False: without the loss's vote weights
     reset_best: bool = True      # True: no weights of these epochs can be the stage's best
 
+
+class Freeze(Part):
+    "Parts whose weights wait during the first epochs of a stage, by the beginnings of their names."
+    epochs: Votes = 0
+    names: list[str] = ["backbone"]
+
 # %% ../../nbs/07_models/09_schema.ipynb #46d025e0
 class Stage(Part):
     "One fit: which rows, how long, which labels."
@@ -117,6 +133,7 @@ class Stage(Part):
     loss: str | None = None
     labels: Labels = Labels()
     warmup: Warmup = later(Warmup())
+    freeze: Freeze = later(Freeze())
     mosaic_epochs: Votes = 0
     mixing: bool = True                    # False switches mixup and cutmix off
 
@@ -133,6 +150,8 @@ def check_stage(stage: Stage):
         fault(f"{stage.mosaic_epochs} mosaic epochs do not fit into {stage.epochs}")
     if stage.warmup.epochs > stage.epochs:
         fault(f"{stage.warmup.epochs} epochs of warm-up do not fit into {stage.epochs}")
+    if stage.freeze.epochs > stage.epochs:
+        fault(f"{stage.freeze.epochs} frozen epochs do not fit into {stage.epochs}")
     if stage.start == "continue" and stage.lr is not None:
         fault("a stage that continues has no learning rate of its own")
     return stage

@@ -38,7 +38,7 @@ from hms_hbac.training.batches import (
 from .labels import mix_labels
 from .machine import Paused
 from .oof import vote_shares
-from .optimizers import make_ema, make_optimizer, make_scheduler, update_ema
+from .optimizers import drop_gradients, make_ema, make_optimizer, make_scheduler, update_ema
 from .state import Given, Loop, StageState, copy_weights
 
 # %% ../../nbs/08_training/09_loop.ipynb #d9e6f4af
@@ -110,7 +110,8 @@ def movers(loop: Loop) -> tuple:
     scheduler = make_scheduler(optimizer, s.schedule, updates)
     optimizer = loop.accelerator.prepare_optimizer(optimizer)
     loop.accelerator._optimizers[:] = [optimizer]                 # drop the last stage's
-    return optimizer, scheduler, make_ema(loop.system, s.ema), updates
+    averaged = s.ema and s.stages.index(stages[0]) >= s.ema.skip
+    return optimizer, scheduler, make_ema(loop.system, s.ema) if averaged else None, updates
 
 
 def end_stage(loop: Loop) -> None:
@@ -181,7 +182,8 @@ def backward(loop: Loop, part: Part, batch: dict) -> None:
     with nullcontext() if part.last else loop.accelerator.no_sync(loop.model):
         logits, batch = loop.model(batch)
         target = smoothed(loop.settings, batch["target"], batch["n_votes"])
-        loss = epoch_loss(loop)(logits, target, batch["n_votes"])
+        done = (loop.progress.earlier + loop.progress.done) / max(loop.state.updates - 1, 1)
+        loss = epoch_loss(loop)(logits, target, batch["n_votes"], min(done, 1.))
         loop.accelerator.backward(loss * part_weight(len(part.rows), part.whole, loop.processes))
     loss = loss.detach().double()
     # fp16 skips an update now and then; its loss is left out
@@ -192,6 +194,7 @@ def backward(loop: Loop, part: Part, batch: dict) -> None:
 def step(loop: Loop, part: Part) -> None:
     "Clip (after unscaling), move the weights, the learning rate and the moving average."
     s, p, state = loop.settings, loop.progress, loop.state
+    if p.epoch < loop.stage.freeze.epochs: drop_gradients(loop.system, loop.stage.freeze.names)
     if s.clip:
         loop.accelerator.unscale_gradients(state.optimizer)
         torch.nn.utils.clip_grad_norm_(loop.system.parameters(), s.clip)
@@ -201,7 +204,7 @@ def step(loop: Loop, part: Part) -> None:
     done = p.earlier + p.done                                 # since the optimizer was made
     if not state.optimizer.step_was_skipped and done < state.updates: state.scheduler.step()
     state.optimizer.zero_grad(set_to_none=True)
-    update_ema(state.ema, loop.system, s.ema, done)
+    update_ema(state.ema, loop.system, s.ema, done, state.updates)
 
 # %% ../../nbs/08_training/09_loop.ipynb #6cac2d9b
 def predict_rows(loop: Loop,

@@ -8,7 +8,7 @@ __all__ = ['IDENTITY', 'toy_table', 'ToyData', 'ToySystem', 'toy_stage', 'toy_se
 
 # %% ../../nbs/08_training/07_toy.ipynb #7e87db5c
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -70,7 +70,7 @@ def toy_stage(**over: Any) -> SimpleNamespace:
     warmup = SimpleNamespace(epochs=0, weighted=False, reset_best=True)
     keys = dict(name="all", epochs=3, min_votes=0, max_votes=None, bound=None, keep=1.0, keep_from=0,
                 leave_out=[], start="previous", lr=None, loss=None, labels=labels, warmup=warmup,
-                mosaic_epochs=0, mixing=True)
+                freeze=SimpleNamespace(epochs=0, names=[]), mosaic_epochs=0, mixing=True)
     return SimpleNamespace(**(keys | over))
 
 # %% ../../nbs/08_training/07_toy.ipynb #a1401df5
@@ -80,7 +80,8 @@ def toy_settings(epochs: int = 3, batch: int = 32, accumulate: int = 1, stages: 
     keys = dict(name="toy", loss="KL()", batch_size=batch, accumulate=accumulate, clip=1.0, seed=0,
                 evals_per_epoch=2, select_min_votes=10, patience=None,
                 smoothing=SimpleNamespace(eps=0.0, on="shares"),
-                ema=SimpleNamespace(decay=0.9, every=2, after=3), optimizer=toy_optimizer(),
+                ema=SimpleNamespace(decay=0.9, every=2, after=3, first=None, ramp=.5, skip=0),
+                optimizer=toy_optimizer(),
                 schedule=toy_schedule(),
                 speed=SimpleNamespace(compile=None, channels_last=False, fused=False, resident=False))
     stages = [{}, {"name": "sure", "min_votes": 10}] if stages is None else stages
@@ -89,9 +90,9 @@ def toy_settings(epochs: int = 3, batch: int = 32, accumulate: int = 1, stages: 
 
 
 def toy_optimizer(name: str = "adamw", lr: float = 3e-3, weight_decay: float = 1e-2,
-                  betas: tuple | None = None) -> SimpleNamespace:
+                  betas: tuple | None = None, rates: dict = MappingProxyType({})) -> SimpleNamespace:
     "A recipe's `optimizer`."
-    return SimpleNamespace(name=name, lr=lr, weight_decay=weight_decay, betas=betas)
+    return SimpleNamespace(name=name, lr=lr, weight_decay=weight_decay, betas=betas, rates=rates)
 
 
 def toy_schedule(name: str = "onecycle", warmup: float = .2, div: float = 25., final_div: float = 100.,

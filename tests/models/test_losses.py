@@ -14,6 +14,7 @@ from hms_hbac.models.losses import (
     LOSSES,
     MSE,
     competition_kl,
+    entmax,
     kl_rows,
     loss,
     smooth_counts,
@@ -23,6 +24,11 @@ from hms_hbac.models.losses import (
 
 PUBLISHED = {"stft_30_10_convnext": .2349, "stft_50_10_maxvit": .2390, "raw_50_10_convnext": .2547,
              "multitaper_50_maxvit": .2667}
+
+
+# of the logits 2, 1, .5, 0, -1, -3
+PACKAGE15 = [.8146494, .1620701, .0232804, 0, 0, 0]
+PACKAGE105 = [.5874999, .2047154, .1182609, .0672681, .0207004, .0015554]
 
 
 @pytest.fixture
@@ -160,3 +166,42 @@ def test_smoothing(rows):
     one, twenty = (smooth_counts(torch.eye(6)[:1], torch.tensor([n]), .1)[0, 0] for n in (1., 20.))
     assert one < twenty
 
+
+
+def sorted_entmax(z):
+    "Alpha 1.5 by sorting: the threshold of the k largest solves a square equation, k is the most that fit."
+    x, _ = (z.double() / 2).sort(descending=True)
+    k = torch.arange(1, len(x) + 1)
+    mean, square = x.cumsum(0) / k, (x**2).cumsum(0) / k
+    thresholds = mean - ((1 - k * (square - mean**2)) / k).clamp(min=0).sqrt()
+    return (z.double() / 2 - thresholds[(thresholds <= x).sum() - 1]).clamp(min=0)**2
+
+
+def test_entmax_three_ways():
+    "Against sorting, and values of the package entmax 1.3 (entmax15, entmax_bisect)."
+    for z in 3 * torch.randn(50, 6, generator=torch.Generator().manual_seed(1)):
+        torch.testing.assert_close(entmax(z, 1.5).double(), sorted_entmax(z), rtol=0, atol=1e-6)
+    z = torch.tensor([2., 1., .5, 0., -1., -3.])
+    torch.testing.assert_close(entmax(z, 1.5), torch.tensor(PACKAGE15), rtol=0, atol=1e-5)
+    torch.testing.assert_close(entmax(z, 1.05), torch.tensor(PACKAGE105), rtol=0, atol=1e-5)
+    for alpha in (.9, 2.1, float("nan")):
+        with pytest.raises(RecipeError, match="entmax with alpha"): entmax(z, alpha)
+
+
+def test_entmax_is_what_a_loss_says(rows):
+    logits, target, n = rows
+    sparse = loss("KL(sparse=1.5) + MSE()")
+    torch.testing.assert_close(sparse.probabilities(logits), entmax(logits, 1.5))
+    # not in training
+    torch.testing.assert_close(sparse(logits, target), loss("KL() + MSE()")(logits, target))
+    assert repr(loss(repr(sparse))) == repr(sparse)
+    with pytest.raises(RecipeError, match="alpha 3"): loss("KL(sparse=3)")
+    with pytest.raises(RecipeError): loss("BCE(sparse=1.5)")
+
+
+def test_weights_fade(rows):
+    logits, target, n = rows
+    few, fading = loss("KL(weights='few')"), loss("2 * KL(weights='fading')")
+    torch.testing.assert_close(fading(logits, target, n), 2 * few(logits, target, n))
+    last = torch.where(n < 8, .02, 1.) * loss("KL()").rows(logits, target)
+    torch.testing.assert_close(fading(logits, target, n, 1.), 2 * last.mean())

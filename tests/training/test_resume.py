@@ -290,3 +290,26 @@ def test_optimizers_and_schedules_resume(tmp_path):
             status = fit(broken) if len(broken.progress.history) < 99 else "lost"
         a, b = straight.system.state_dict(), broken.system.state_dict()
         assert status == "finished" and all(a[k].equal(b[k]) for k in a), (optimizer, schedule)
+
+
+def test_habits_resume(tmp_path):
+    """Fading vote weights, a rising mean that skips the first stage, rates by part, frozen parts.
+
+    Stopped after every update: the same bits."""
+    def make():
+        return toy_settings(
+            loss="KL(weights='fading')", optimizer=toy_optimizer(lr=1e-2, rates={"4": .1}),
+            ema=SimpleNamespace(decay=.99, every=1, after=0, first=.5, ramp=.5, skip=1),
+            stages=[{"epochs": 1, "freeze": SimpleNamespace(epochs=1, names=["0"])},
+                    {"name": "sure", "epochs": 1, "min_votes": 10}])
+    straight = toy_loop(tmp_path / "s", settings=make(), norm=True, dropout=.1)
+    first = straight.system.net[0].weight.detach().clone()
+    fit(straight)
+    status, frozen = "paused", []
+    while status == "paused":
+        broken = toy_loop(tmp_path / "b", settings=make(), norm=True, dropout=.1, budget=0)
+        status = fit(broken) if len(broken.progress.history) < 99 else "lost"
+        if broken.progress.stage == 0: frozen.append(broken.system.net[0].weight.equal(first))
+    a, b = straight.system.state_dict(), broken.system.state_dict()
+    assert status == "finished" and all(a[k].equal(b[k]) for k in a)
+    assert len(frozen) > 3 and all(frozen) and not a["net.0.weight"].equal(first)
