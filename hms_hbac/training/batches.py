@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['example_rows', 'consensus', 'stage_rows', 'one_training', 'epoch_order', 'plan_updates', 'share', 'part_weight',
-           'Prefetch', 'pinned', 'to_device', 'Resident', 'check_room', 'deal']
+           'offer', 'produce', 'Prefetch', 'pinned', 'to_device', 'Resident', 'check_room', 'deal']
 
 # %% ../../nbs/08_training/04_batches.ipynb #26d5d096
 import queue
 import threading
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -99,6 +100,23 @@ def part_weight(part: int,  # rows of this process
     return part * processes / whole
 
 # %% ../../nbs/08_training/04_batches.ipynb #2dd362e2
+def offer(places: queue.Queue, stop: threading.Event, value: object) -> None:
+    "Put `value` into `places` as soon as one is free; give up where `stop` is set."
+    while not stop.is_set():
+        try: return places.put(value, timeout=.1)
+        except queue.Full: pass
+
+
+def produce(items: Iterable, make: Callable, stop: threading.Event, give: Callable) -> None:
+    "`give` (made, None) for each item, at the end (None, StopIteration), or (None, the error of `make`)."
+    try:
+        for item in items:
+            if stop.is_set(): return
+            give((make(item), None))
+        give((None, StopIteration()))
+    except BaseException as e: give((None, e))
+
+# %% ../../nbs/08_training/04_batches.ipynb #a2b96172
 class Prefetch:
     """Iterate over `make(item)` of `items`, made up to `depth` ahead by one thread.
 
@@ -107,23 +125,11 @@ class Prefetch:
                  depth: int = 2,           # batches that wait at most
                  pin: bool = False,        # in memory that a GPU can read by itself
                  ):
-        self.queue, self.stop, self.pin = queue.Queue(depth), threading.Event(), pin
-        self.thread = threading.Thread(target=self._run, args=(items, make), daemon=True)
+        self.queue, self.stop = queue.Queue(depth), threading.Event()
+        give = partial(offer, self.queue, self.stop)
+        ready = (lambda item: pinned(make(item))) if pin else make
+        self.thread = threading.Thread(target=produce, args=(items, ready, self.stop, give), daemon=True)
         self.thread.start()
-
-    def _put(self, value):
-        while not self.stop.is_set():
-            try: return self.queue.put(value, timeout=.1)
-            except queue.Full: pass
-
-    def _run(self, items, make):
-        try:
-            for item in items:
-                if self.stop.is_set(): return
-                batch = make(item)
-                self._put((pinned(batch) if self.pin else batch, None))
-            self._put((None, StopIteration()))
-        except BaseException as e: self._put((None, e))
 
     def __iter__(self): return self
     def __next__(self):
@@ -142,11 +148,12 @@ def pinned(batch: dict) -> dict:
     "The batch with its tensors in page-locked memory, from which a GPU copies while it computes."
     def pin(v): return v.pin_memory() if isinstance(v, torch.Tensor) and v.device.type == "cpu" else v
     return {k: pin(v) for k, v in batch.items()}
+
+
 def to_device(batch: dict, device: torch.device | str) -> dict:
     "The batch with its tensors on `device`; what is no tensor stays."
-    return {
-        k: v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) else v for k, v in batch.items()
-    }
+    def moved(v): return v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) else v
+    return {k: moved(v) for k, v in batch.items()}
 
 # %% ../../nbs/08_training/04_batches.ipynb #9b988fda
 class Resident:

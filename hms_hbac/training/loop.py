@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Part', 'stage_targets', 'chosen_rows', 'stage_plan', 'start_stage', 'movers', 'end_stage', 'switch', 'epoch_loss',
            'end_warmup', 'epoch_parts', 'read_part', 'smoothed', 'backward', 'step', 'predict_rows', 'in_order',
-           'score', 'evaluate', 'tick']
+           'score', 'evaluate', 'tick', 'history_row']
 
 # %% ../../nbs/08_training/09_loop.ipynb #60c159d2
 import math
@@ -273,21 +273,7 @@ def evaluate(loop: Loop) -> None:
     if best: p.best, p.since_best, state.best_weights = chosen, 0, copy_weights(system)
     else: p.since_best += 1
     p.stopped = loop.settings.patience is not None and p.since_best > loop.settings.patience
-    p.history.append(
-        {
-            "stage": loop.stage.name,
-            "epoch": p.epoch + p.update / len(state.plan),
-            "update": p.total,
-            "samples": p.samples,
-            "lr": state.optimizer.param_groups[0]["lr"],
-            "loss": total / max(rows, 1),
-            "kl": kl,
-            "kl_selected": chosen if judged else math.nan,
-            "best": best,
-            "seconds": round(p.wall_seconds, 2),
-            "samples_per_s": round(p.segment_rows / max(p.segment_seconds, 1e-9), 2),
-        }
-    )
+    p.history.append(history_row(loop, total / max(rows, 1), kl, chosen if judged else math.nan, best))
     loop.loss_sum.zero_()
     p.segment_rows, p.segment_seconds, loop.clock.seen = 0, 0.0, time.monotonic()
 
@@ -297,3 +283,12 @@ def tick(loop: Loop) -> None:
     p, seconds = loop.progress, loop.clock.lap()
     p.segment_seconds, p.train_seconds = p.segment_seconds + seconds, p.train_seconds + seconds
     p.wall_seconds = loop.clock.wall()
+
+
+def history_row(loop: Loop, loss: float, kl: float, kl_selected: float, best: bool) -> dict:
+    "A row of history.csv: where the training stands, its rate, its scores, its speed."
+    p, state = loop.progress, loop.state
+    return {"stage": loop.stage.name, "epoch": p.epoch + p.update / len(state.plan), "update": p.total,
+            "samples": p.samples, "lr": state.optimizer.param_groups[0]["lr"], "loss": loss, "kl": kl,
+            "kl_selected": kl_selected, "best": best, "seconds": round(p.wall_seconds, 2),
+            "samples_per_s": round(p.segment_rows / max(p.segment_seconds, 1e-9), 2)}

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['lineage', 'votes_alone', 'ancestors', 'check_lineage', 'check_folds', 'teacher_folders', 'load_teacher', 'view_data',
-           'teacher_predictions', 'judged', 'table_lineage', 'teacher_labels', 'ask']
+           'teacher_predictions', 'table_lineage', 'teacher_labels', 'ask']
 
 # %% ../../nbs/08_training/10_teachers.ipynb #80ad052e
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from ..core import CLASSES, DataError, RecipeError, read_json
+from ..core import CLASSES, DataError, RecipeError
 from ..data.recordings import Recordings
 from ..data.windows import WindowDataset
 from ..models.image import System
@@ -25,6 +25,7 @@ from ..models.schema import Labels, Recipe, Stage
 from .checkpoints import load_weights
 from hms_hbac.training.labels import (
     find_run,
+    finished_manifest,
     mean_predictions,
     mix_labels,
     run_predictions,
@@ -33,20 +34,14 @@ from hms_hbac.training.labels import (
     to_label,
 )
 from .loop import predict_rows
-from .state import Loop
+from .state import Loop, held_out
 
 # %% ../../nbs/08_training/10_teachers.ipynb #22870a73
 def lineage(folder: Path | str) -> dict:
     """What a finished run has seen.
 
     Dict of run, recipe_hash, events, held_out, labels_from (a list of the same dicts)."""
-    folder = Path(folder)
-    if not (folder/"manifest.json").is_file():
-        raise DataError("no such run", where=folder, cure="train the labelling run on this fold first")
-    manifest = read_json(folder/"manifest.json")
-    if manifest.get("status") != "finished":
-        raise DataError(f"this run is {manifest.get('status', 'not finished')}", where=folder,
-                        cure="train it to its end first")
+    folder, manifest = Path(folder), finished_manifest(folder)
     known = manifest.get("labels_from")
     if known is None:
         known = [] if votes_alone(folder) else [{"run": "unknown", "held_out": [], "labels_from": []}]
@@ -121,7 +116,7 @@ def teacher_folders(name: str, student: Path | str, identity: dict, teachers: st
                         f"or labels.teachers: fold")
     return found
 
-
+# %% ../../nbs/08_training/10_teachers.ipynb #f7fce6fd
 def load_teacher(folder: Path | str) -> tuple[System, Loss, Recipe]:
     "(system with its weights, its loss, the recipe) of a finished run."
     recipe = load_recipe(Path(folder)/"recipe.yaml")
@@ -150,22 +145,15 @@ def teacher_predictions(loop: Loop, recordings: Recordings, folder: Path | str,
     return pd.DataFrame(prob, index=loop.given.events.event_id.iloc[rows], columns=list(CLASSES))
 
 # %% ../../nbs/08_training/10_teachers.ipynb #56a5afe4
-def judged(identity: dict) -> list:
-    "The folds whose patients judge a run, so that no label's model may have seen them."
-    return [f for f in (identity["fold"], identity.get("without")) if f is not None and f >= 0]
-
-
 def table_lineage(labels: Labels, events: pd.DataFrame, rows: np.ndarray) -> dict:
     """The record of a table of labels, as `lineage` makes one of a run.
 
     `DataError` where nobody says which patients the models behind it have seen."""
     known = table_held_out(labels.table, events, rows)
     if known is None and not labels.outside:
-        raise DataError(
-            "does not say which folds the models behind its labels have not seen",
-            where=labels.table,
-            cure="a column held_out; or labels.outside: true where they know none of these patients",
-        )
+        what = "does not say which folds the models behind its labels have not seen"
+        raise DataError(what, where=labels.table, cure="a column held_out; or labels.outside: true "
+                                                       "where they know none of these patients")
     named = {"run": f"the table {Path(labels.table).name}", "table": str(labels.table)}
     return named | {"outside": known is None, "held_out": known or [], "labels_from": []}
 
@@ -178,10 +166,9 @@ def teacher_labels(recordings: Recordings, loop: Loop, stage: Stage, rows: np.nd
     rows = to_label(events, rows, labels.below_votes)
     if labels.table:
         record = table_lineage(labels, events, rows)
-        check_lineage(record, judged(loop.given.identity))
-        if record["outside"]:
-            note = f"stage {stage.name!r}: the recipe says that {labels.table} knows none of these patients"
-            loop.notes.append(note)
+        check_lineage(record, held_out(loop.given.identity))
+        said = f"stage {stage.name!r}: the recipe says that {labels.table} knows none of these patients"
+        if record["outside"]: loop.notes.append(said)
         if record not in loop.lineages: loop.lineages.append(record)
         made = [table_predictions(labels.table, events)]
     else: made = [ask(recordings, loop, name, labels.teachers, rows) for name in labels.runs]
@@ -194,7 +181,7 @@ def ask(recordings: Recordings, loop: Loop, name: str, teachers: str, rows: np.n
     folders = teacher_folders(name, given.folder, identity, teachers)
     for folder in folders:
         record = lineage(folder)
-        check_lineage(record, judged(identity))
+        check_lineage(record, held_out(identity))
         check_folds(record, folder, given.events, identity.get("events"))
         if record not in loop.lineages: loop.lineages.append(record)
     if teachers == "nested": return run_predictions(folders[0].parent, given.events, identity.get("data"))

@@ -116,19 +116,8 @@ def toy_parts(accelerator: Any, folder: Path | str = ".",
     seed_everything(settings.seed)
     table, hint = toy_table()
     data, outside = ToyData(table, hint), table.fold.to_numpy() != 0
-    return (
-        dict(
-            system=ToySystem(norm, dropout),
-            settings=settings,
-            events=table,
-            train_data=ToyData(table, hint, fails_at),
-            valid_data=data,
-            train_rows=np.flatnonzero(outside),
-            valid_rows=np.flatnonzero(~outside),
-            folder=Path(folder),
-            identity=dict(IDENTITY),
-            accelerator=accelerator,
-            log=False,
-        )
-        | given
-    )
+    parts = dict(system=ToySystem(norm, dropout), settings=settings, events=table,
+                 train_data=ToyData(table, hint, fails_at), valid_data=data,
+                 train_rows=np.flatnonzero(outside), valid_rows=np.flatnonzero(~outside),
+                 folder=Path(folder), identity=dict(IDENTITY), accelerator=accelerator, log=False)
+    return parts | given
