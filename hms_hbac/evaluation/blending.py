@@ -9,6 +9,10 @@ __all__ = ['RIDGES', 'METHODS', 'minimize', 'fit_mean', 'fit_simplex', 'fit_log'
            'fit_weights']
 
 # %% ../../nbs/10_evaluation/03_blending.ipynb #b3c5b886
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import yaml
@@ -20,19 +24,21 @@ from ..models.losses import kl_rows
 from ..training.oof import SURE_VOTES, patient_interval
 
 # %% ../../nbs/10_evaluation/03_blending.ipynb #35024e02
-def minimize(f, start, bounds=None):
-    "L-BFGS-B; `f` returns value and gradient."
+def minimize(f: Callable, start: np.ndarray, bounds: Sequence | None = None) -> np.ndarray:
+    "The point where `f` is least, by L-BFGS-B (doi:10.1137/0916069); `f` returns value and gradient."
     from scipy.optimize import minimize as scipy_minimize
     return scipy_minimize(f, start, jac=True, bounds=bounds, method="L-BFGS-B",
                           options=dict(maxiter=500, ftol=1e-11, gtol=1e-7)).x
 
 
-def fit_mean(prob, target, patient=None):
-    "The plain mean: nothing to fit."
+def fit_mean(prob: np.ndarray, target: np.ndarray, patient: np.ndarray | None = None) -> dict:
+    """The plain mean: nothing to fit.
+
+    As in all of `METHODS`: `prob` (M, N, 6), `target` (N, 6) shares, `patient` (N,)."""
     return dict(weights=np.full(len(prob), 1 / len(prob)))
 
 
-def fit_simplex(prob, target, patient=None):
+def fit_simplex(prob: np.ndarray, target: np.ndarray, patient: np.ndarray | None = None) -> dict:
     "Non-negative weights of sum 1 on the probabilities."
     M, N = prob.shape[:2]
     voted = target.reshape(-1) > 0                          # the other entries cost nothing
@@ -44,7 +50,7 @@ def fit_simplex(prob, target, patient=None):
     return dict(weights=w / w.sum())
 
 # %% ../../nbs/10_evaluation/03_blending.ipynb #e693abed
-def fit_log(prob, target, patient=None):
+def fit_log(prob: np.ndarray, target: np.ndarray, patient: np.ndarray | None = None) -> dict:
     "Non-negative exponents of the members (their sum is free: a temperature comes with them)."
     M, N = prob.shape[:2]
     logs = np.log(prob.clip(FLOOR)).reshape(M, -1)
@@ -54,7 +60,7 @@ def fit_log(prob, target, patient=None):
     return dict(weights=minimize(f, np.full(M, 1 / M), [(0, None)] * M), kind="log")
 
 
-def fit_calibrated(prob, target, patient=None):
+def fit_calibrated(prob: np.ndarray, target: np.ndarray, patient: np.ndarray | None = None) -> dict:
     "Temperature and class bias on the plain mean: 1 + 5 free numbers."
     logs = np.log(prob.mean(0).clip(FLOOR))
     def f(x):
@@ -66,10 +72,9 @@ def fit_calibrated(prob, target, patient=None):
     return fit_mean(prob, target) | dict(scale=x[0], bias=x[1:] - x[1:].mean())
 
 # %% ../../nbs/10_evaluation/03_blending.ipynb #c50f25b9
-def patient_folds(patient, folds: int = 5, seed: int = 0) -> np.ndarray:
-    """Fold of each row, (N,): patients at random, dealt from the largest to the smallest so that folds hold
-    similar
-    numbers of rows."""
+def patient_folds(patient: np.ndarray, folds: int = 5, seed: int = 0) -> np.ndarray:
+    """Fold of each row, (N,): patients at random, from the largest to the smallest, so that
+    folds hold similar numbers of rows."""
     ids, inverse, size = np.unique(patient, return_inverse=True, return_counts=True)
     rng, load, fold = np.random.default_rng(seed), np.zeros(folds), np.empty(len(ids), int)
     for i in sorted(rng.permutation(len(ids)), key=lambda i: -size[i]):
@@ -78,7 +83,7 @@ def patient_folds(patient, folds: int = 5, seed: int = 0) -> np.ndarray:
     return fold[inverse]
 
 
-def crossfit(fit, members: Members, fold) -> np.ndarray:
+def crossfit(fit: Callable, members: Members, fold: np.ndarray) -> np.ndarray:
     "Predictions (N, 6) of a blend whose parameters never saw the row's patient."
     out = np.empty_like(members.target)
     for k in np.unique(fold):
@@ -87,7 +92,7 @@ def crossfit(fit, members: Members, fold) -> np.ndarray:
     return out
 
 # %% ../../nbs/10_evaluation/03_blending.ipynb #75e00d33
-def shrunk_blend(x, prob):
+def shrunk_blend(x: np.ndarray, prob: np.ndarray) -> tuple:
     """Prediction (N, 6), mean of the members (N, 6) and weights (M,) for the free numbers x = (theta, s,
     bias)."""
     w = softmax(x[:len(prob)])
@@ -95,9 +100,9 @@ def shrunk_blend(x, prob):
     return softmax(x[len(prob)] * np.log(mean) + x[len(prob) + 1:]), mean, w
 
 
-def shrunk_slope(x, prob, target):
-    """For each row the gradient of its loss (N, P), and the pieces of the Gauss-Newton matrix (N, 6, P), (N,
-    P)."""
+def shrunk_slope(x: np.ndarray, prob: np.ndarray, target: np.ndarray) -> tuple:
+    """For each row the gradient of its loss (N, P), and the pieces of the Gauss-Newton matrix,
+    (N, 6, P) and (N, P)."""
     q, mean, w = shrunk_blend(x, prob)
     M, N = prob.shape[:2]
     J = np.empty((N, 6, M + 7))                                   # derivative of the logits
@@ -111,7 +116,7 @@ def shrunk_slope(x, prob, target):
 RIDGES = (1., .3, .1, .03, .01, .003, .001)
 
 
-def newton_sums(x, prob, target, part, parts):
+def newton_sums(x: np.ndarray, prob: np.ndarray, target: np.ndarray, part: np.ndarray, parts: int) -> tuple:
     "Gradient (parts, P) and Gauss-Newton matrix (parts, P, P), summed over the rows of each part."
     grad, J, mean = shrunk_slope(x, prob, target)
     P = len(x)
@@ -123,7 +128,7 @@ def newton_sums(x, prob, target, part, parts):
     return g, H
 
 # %% ../../nbs/10_evaluation/03_blending.ipynb #b6b3f046
-def newton_path(prob, target, part, parts):
+def newton_path(prob: np.ndarray, target: np.ndarray, part: np.ndarray, parts: int) -> Iterator[tuple]:
     "For each ridge, strong to weak: (ridge, parameters (P,), parameters without each part (parts, P))."
     M, N = prob.shape[:2]
     x = start = np.r_[np.zeros(M), 1, np.zeros(6)]
@@ -143,7 +148,8 @@ def newton_path(prob, target, part, parts):
         yield ridge, x, np.stack(left)
 
 # %% ../../nbs/10_evaluation/03_blending.ipynb #19e316cf
-def fit_shrunk(prob, target, patient=None, parts=5):
+def fit_shrunk(prob: np.ndarray, target: np.ndarray, patient: np.ndarray | None = None,
+               parts: int = 5) -> dict:
     """Weights, temperature and class bias drawn towards the plain mean; the ridge is chosen by parts of the
     patients."""
     patient = np.arange(len(target)) if patient is None else patient
@@ -169,8 +175,8 @@ def compare(
     members: Members,
     folds: int = 5,
     seed: int = 0,
-    reps: int = 2000,  # draws of patients
-    methods=None,  # names in `METHODS`; None: all
+    reps: int = 2000,                      # draws of patients
+    methods: Iterable[str] | None = None,  # names in `METHODS`; None: all
 ) -> pd.DataFrame:
     """Table of methods with cross-fitted kl and the gain over the plain mean with its interval (low, high).
 
@@ -185,7 +191,7 @@ def compare(
     return table
 
 # %% ../../nbs/10_evaluation/03_blending.ipynb #fd229aaf
-def choice_of(table):
+def choice_of(table: pd.DataFrame) -> dict:
     "The method to choose from a table of `compare`, and why, as a dict."
     rivals, clear = table.drop(index="mean"), table[table.low > 0]
     if not len(rivals): return dict(choice="mean", reason="no other method was asked for")
@@ -196,7 +202,7 @@ def choice_of(table):
     return dict(choice="mean", reason=reason)
 
 # %% ../../nbs/10_evaluation/03_blending.ipynb #d72e7112
-def nested_choice(members: Members, folds: int = 5, seed: int = 0, **compared):
+def nested_choice(members: Members, folds: int = 5, seed: int = 0, **compared: Any) -> tuple:
     """Predictions (N, 6) of the whole procedure, choice included, each by other patients, and the methods
     chosen."""
     fold, out, chosen = patient_folds(members.patient, folds, seed + 1), np.empty_like(members.target), []
@@ -219,13 +225,13 @@ def weight_spread(members: Members, method: str, folds: int = 5, seed: int = 0) 
     return {n: [float(min(w)), float(max(w))] for n, w in zip(members.names, np.transpose(seen), strict=True)}
 
 # %% ../../nbs/10_evaluation/03_blending.ipynb #d6d09cf8
-def plain(x):
+def plain(x: Any) -> Any:
     "Numbers and arrays as what YAML and JSON know."
     if isinstance(x, dict): return {k: plain(v) for k, v in x.items()}
     return x.tolist() if isinstance(x, (np.ndarray, np.generic)) else x
 
 
-def write_weights(fit, out):
+def write_weights(fit: dict, out: Path | str) -> None:
     "Write a fit as YAML, atomically; the table goes in as one line per method."
     lines = {m: {k: round(v, 6) for k, v in r.items()} for m, r in fit["table"].to_dict("index").items()}
     with atomic_write(out) as tmp:
@@ -233,7 +239,7 @@ def write_weights(fit, out):
                        encoding="utf-8")
 
 # %% ../../nbs/10_evaluation/03_blending.ipynb #24604b42
-def sure_members(sources, min_votes):
+def sure_members(sources: Members | Path | str | Iterable, min_votes: int) -> tuple:
     """`Members` on rows with enough votes (all rows where votes are not told), and whether all counts are
     known."""
     everything = sources if isinstance(sources, Members) else read_members(sources)
@@ -245,7 +251,7 @@ def sure_members(sources, min_votes):
     return members, bool(known.all())
 
 # %% ../../nbs/10_evaluation/03_blending.ipynb #c04c0361
-def judge(members, folds, seed, reps, methods):
+def judge(members: Members, folds: int, seed: int, reps: int, methods: Iterable[str] | None) -> tuple:
     "The table of `compare` and the nested predictions; for few patients the plain mean alone."
     patients = len(np.unique(members.patient))
     if patients >= 4 * folds:
@@ -256,7 +262,7 @@ def judge(members, folds, seed, reps, methods):
     return table, members.prob.mean(0), []
 
 
-def nested_score(members, blend, chosen, reps, seed):
+def nested_score(members: Members, blend: np.ndarray, chosen: list[str], reps: int, seed: int) -> dict:
     """What the nested predictions score, their gain over the plain mean with its interval, and the plain
     mean's score."""
     mean, kl = kl_rows(members.target, members.prob.mean(0)), kl_rows(members.target, blend)
@@ -266,13 +272,13 @@ def nested_score(members, blend, chosen, reps, seed):
 
 # %% ../../nbs/10_evaluation/03_blending.ipynb #dda862d4
 def fit_weights(
-    sources,  # paths for `read_members`, or `Members`
-    out=None,  # a YAML file to write
+    sources: Members | Path | str | Iterable,  # paths for `read_members`, or `Members`
+    out: Path | str | None = None,             # a YAML file to write
     min_votes: int = SURE_VOTES,
     folds: int = 5,
     seed: int = 0,
-    reps: int = 2000,  # draws of patients
-    methods=None,  # names in `METHODS`; None: all
+    reps: int = 2000,                          # draws of patients
+    methods: Iterable[str] | None = None,      # names in `METHODS`; None: all
 ) -> dict:
     """Choose and fit a blend: method, reason, weights {name: w}, how, spread, nested, plain_mean, table,
     data.

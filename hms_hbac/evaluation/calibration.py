@@ -6,8 +6,11 @@
 __all__ = ['VOTE_EDGES', 'bin_of', 'calibration', 'vote_groups', 'kl_by_votes', 'error_correlation', 'leave_one_out']
 
 # %% ../../nbs/10_evaluation/04_calibration.ipynb #3da99a09
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from ..core import CLASSES, DataError
 from .members import Members
@@ -16,7 +19,7 @@ from ..simulate.votes import expected_kl
 from ..training.oof import patient_interval
 
 # %% ../../nbs/10_evaluation/04_calibration.ipynb #8f9dc573
-def bin_of(said, bins, equal):
+def bin_of(said: np.ndarray, bins: int, equal: str) -> np.ndarray:
     "Bin (N,) of each number of `said` (N,): by width from 0 to 1, or by rank."
     if equal == "width": return np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], said)
     at = np.empty(len(said), int)
@@ -25,8 +28,8 @@ def bin_of(said, bins, equal):
 
 
 def calibration(
-    prob: np.ndarray,  # predictions, (N, 6)
-    target: np.ndarray,  # vote shares, (N, 6)
+    prob: np.ndarray,      # predictions, (N, 6)
+    target: np.ndarray,    # vote shares, (N, 6)
     bins: int = 10,
     equal: str = "width",  # or "rows": bins with equal numbers of rows
 ) -> pd.DataFrame:
@@ -45,17 +48,17 @@ def calibration(
 VOTE_EDGES = (1, 2, 3, 4, 6, 10, 15, 20, 50)       # groups of vote counts: [1, 2), [2, 3) …
 
 
-def vote_groups(n_votes, edges=VOTE_EDGES):
+def vote_groups(n_votes: ArrayLike, edges: Sequence[int] = VOTE_EDGES) -> pd.Series:
     "The group of each row (a categorical, named 1, 2, 3, 4–5 …); missing for rows without a count."
     names = [f"{a}" if b == a + 1 else f"{a}–{b - 1}" for a, b in zip(edges, edges[1:], strict=False)]
     return pd.cut(pd.Series(np.asarray(n_votes, float)), list(edges), right=False, labels=names)
 
 # %% ../../nbs/10_evaluation/04_calibration.ipynb #3fcfee02
 def kl_by_votes(
-    prob: np.ndarray,  # (N, 6)
-    target: np.ndarray,  # (N, 6)
+    prob: np.ndarray,     # (N, 6)
+    target: np.ndarray,   # (N, 6)
     n_votes: np.ndarray,  # (N,)
-    edges=VOTE_EDGES,
+    edges: Sequence[int] = VOTE_EDGES,
 ) -> pd.DataFrame:
     """Per group of vote counts: rows, measured kl, its standard error se, and the expected KL; other rows are
     left out."""

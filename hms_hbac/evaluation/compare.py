@@ -77,7 +77,7 @@ def names_line(names: list) -> str:
     return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
 
 
-def legible(drawn: list):
+def legible(drawn: list) -> None:
     "Fewer or smaller marks on the axes of `view_image`, where there are too many for a small picture."
     for ax in drawn:
         marks = len(ax.get_yticks())

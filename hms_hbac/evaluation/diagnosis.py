@@ -8,12 +8,15 @@ __all__ = ['reliability_part', 'votes_part', 'confusion_part', 'diagnosis', 'tem
            'card_parts']
 
 # %% ../../nbs/10_evaluation/09_diagnosis.ipynb #94400054
+from collections.abc import Sequence
+from pathlib import Path
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
 from ..core import CLASSES, VOTES, DataError, HmsError
-from ..data.competition import events
+from ..data.competition import Competition, events
 from . import page, plots
 from .calibration import vote_groups
 from hms_hbac.evaluation.uncertainty import (
@@ -29,7 +32,7 @@ from ..models.losses import kl_rows
 from ..training.oof import SURE_VOTES
 
 # %% ../../nbs/10_evaluation/09_diagnosis.ipynb #d8d569d9
-def reliability_part(oof, name):
+def reliability_part(oof: pd.DataFrame, name: str) -> str:
     "HTML: reliability per class."
     target, prob = plots.oof_arrays(oof)
     axs = plt.subplots(2, 3, figsize=(5.2, 3.8), sharex=True, sharey=True, layout="constrained")[1]
@@ -42,7 +45,7 @@ def reliability_part(oof, name):
     return page.picture(axs[0, 0].figure, alt, "Reliability: on the line, a prediction means what it says.")
 
 
-def votes_part(oof, name):
+def votes_part(oof: pd.DataFrame, name: str) -> str:
     "HTML: error by number of votes."
     kl, sure = kl_rows(*plots.oof_arrays(oof)), (oof.n_votes >= SURE_VOTES).to_numpy()
     ax = plots.axes(figsize=(5.2, 2.6), layout="constrained")
@@ -53,7 +56,7 @@ def votes_part(oof, name):
                         "Error by number of votes, with its standard error.")
 
 # %% ../../nbs/10_evaluation/09_diagnosis.ipynb #245a7e04
-def confusion_part(oof, name):
+def confusion_part(oof: pd.DataFrame, name: str) -> str:
     "HTML: predicted class against the consensus of votes."
     target, prob = plots.oof_arrays(oof)
     right = (target.argmax(1) == prob.argmax(1)).mean()
@@ -69,7 +72,7 @@ def diagnosis(oof: pd.DataFrame, name: str) -> str:
     return page.cards(reliability_part(oof, name), votes_part(oof, name), confusion_part(oof, name))
 
 # %% ../../nbs/10_evaluation/09_diagnosis.ipynb #064b19f6
-def temperature_part(target, prob, n_votes, name):
+def temperature_part(target: np.ndarray, prob: np.ndarray, n_votes: np.ndarray, name: str) -> str:
     "HTML: the best temperature by number of votes."
     table = temperature_by_votes(prob, target, n_votes)
     ax = plots.axes(figsize=(5.2, 2.6), layout="constrained")
@@ -84,7 +87,8 @@ def temperature_part(target, prob, n_votes, name):
     return page.picture(ax.figure, f"{name}: best temperature by number of votes. {said}", said)
 
 # %% ../../nbs/10_evaluation/09_diagnosis.ipynb #e7dd32e4
-def coverage_part(target, prob, n_votes, patient, name, promised=(.8, .9, .95)):
+def coverage_part(target: np.ndarray, prob: np.ndarray, n_votes: np.ndarray, patient: np.ndarray, name: str,
+                  promised: Sequence[float] = (.8, .9, .95)) -> str:
     "HTML: how many of the votes lie in the sets of classes, against what was promised."
     ax = plots.axes(figsize=(5.2, 2.6), layout="constrained")
     group, told = vote_groups(n_votes), []
@@ -104,7 +108,7 @@ def coverage_part(target, prob, n_votes, patient, name, promised=(.8, .9, .95)):
     return page.picture(ax.figure, f"{name}: {said}", said)
 
 # %% ../../nbs/10_evaluation/09_diagnosis.ipynb #1a0590a1
-def abstention_part(target, prob, patient, name):
+def abstention_part(target: np.ndarray, prob: np.ndarray, patient: np.ndarray, name: str) -> str:
     "HTML: the KL of the rest, by the share of events handed to a person."
     curve = abstention_curve(prob, target, patient, draws=500)
     ax = plots.axes(figsize=(5.2, 2.6), layout="constrained")
@@ -119,7 +123,7 @@ def abstention_part(target, prob, patient, name):
     return page.picture(ax.figure, f"{name}: {said}", said)
 
 # %% ../../nbs/10_evaluation/09_diagnosis.ipynb #8876a5b2
-def parts_part(target, prob, n_votes, name):
+def parts_part(target: np.ndarray, prob: np.ndarray, n_votes: np.ndarray, name: str) -> str:
     "HTML: what the KL is made of, by number of votes."
     group, parts = vote_groups(n_votes), kl_parts(prob, target, n_votes)
     by = parts.groupby(group.to_numpy(), observed=True)[["few_votes", "miss"]].mean().reindex(
@@ -153,7 +157,7 @@ def training(run: dict) -> str:
     return page.cards(*(history_part(run["name"], folder, h) for folder, h in known.items()))
 
 
-def history_part(name, folder, h):
+def history_part(name: str, folder: Path, h: pd.DataFrame) -> str:
     "HTML: one fold's history."
     ax = plt.subplots(figsize=(5.2, 2.6), layout="constrained")[1]
     plots.history(h, ax)
@@ -162,9 +166,9 @@ def history_part(name, folder, h):
     return page.picture(ax.figure, alt, f"{name}, {folder.name}")
 
 # %% ../../nbs/10_evaluation/09_diagnosis.ipynb #c53658d6
-def event_rows(comp, oof: pd.DataFrame) -> pd.DataFrame:
-    """The events table with the predictions of an out-of-fold table; `DataError` where they do not belong
-    together."""
+def event_rows(comp: Competition, oof: pd.DataFrame) -> pd.DataFrame:
+    """The events table with the predictions of an out-of-fold table; `DataError` where they do not
+    belong together."""
     joined = oof[["event_id", *CLASSES]].merge(events(comp.train), on="event_id", how="left", indicator=True)
     if (joined._merge != "both").any():
         raise DataError("the runs hold events that this folder does not have", where=comp.path,
@@ -172,7 +176,7 @@ def event_rows(comp, oof: pd.DataFrame) -> pd.DataFrame:
     return joined
 
 
-def event_part(comp, event) -> str:
+def event_part(comp: Competition, event: pd.Series) -> str:
     "HTML of one event; a file that cannot be read is named in its place."
     prob, share = event[list(CLASSES)].to_numpy(float), event[list(VOTES)].to_numpy(float) / event.n_votes
     says = ", ".join(f"{plots.NAMES[c]} {v:.0%} of {int(event.n_votes)} votes, predicted {p:.0%}"
@@ -185,7 +189,7 @@ def event_part(comp, event) -> str:
     return page.picture(fig, f"Event card of {title}. {says}.", title)
 
 # %% ../../nbs/10_evaluation/09_diagnosis.ipynb #6a3ba237
-def card_parts(comp, oof: pd.DataFrame, name: str, n: int) -> list:
+def card_parts(comp: Competition, oof: pd.DataFrame, name: str, n: int) -> list:
     "HTML parts: event cards of the best and worst predictions."
     best, worst = plots.extremes(event_rows(comp, oof), n)
     sure = len(worst) and min(worst.n_votes.min(), best.n_votes.min()) >= SURE_VOTES

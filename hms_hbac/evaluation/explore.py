@@ -7,17 +7,19 @@ __all__ = ['oof_tables', 'stepped', 'explore']
 
 # %% ../../nbs/10_evaluation/12_explore.ipynb #b1968d1f
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
+import pandas as pd
 
 from ..core import CLASSES
-from ..data.competition import events
+from ..data.competition import Competition, events
 from .plots import event_card
 from .runs import recipe_folders
 from ..training.oof import oof_kl, read_oof
 
 # %% ../../nbs/10_evaluation/12_explore.ipynb #287b19c7
-def oof_tables(runs=None):
+def oof_tables(runs: Path | str | pd.DataFrame | None = None) -> dict:
     """{recipe: out-of-fold table} of a folder of runs, of one recipe's folder, or of a table; without runs
     {'votes only': None}."""
     if runs is None: return {"votes only": None}
@@ -26,7 +28,8 @@ def oof_tables(runs=None):
     return {p.name: read_oof(p) for p in folders}
 
 
-def stepped(table, oof=None, consensus="all", order="file"):
+def stepped(table: pd.DataFrame, oof: pd.DataFrame | None = None, consensus: str = "all",
+            order: str = "file") -> pd.DataFrame:
     """The rows of an events table to step through: of one class, in the file's order, by votes, or by error;
     with `oof` only its events."""
     if oof is not None:
@@ -37,7 +40,7 @@ def stepped(table, oof=None, consensus="all", order="file"):
     return table.sort_values(column, ascending=False, kind="stable") if column in table else table
 
 # %% ../../nbs/10_evaluation/12_explore.ipynb #1be8cbbc
-def explore(comp, runs=None):
+def explore(comp: Competition, runs: Path | str | pd.DataFrame | None = None) -> Any:
     "An ipywidgets browser of events by class, votes or error; `runs`: see `oof_tables`."
     from ipywidgets import Dropdown, IntSlider, interactive
     tables, rows = oof_tables(runs), events(comp.train)

@@ -8,12 +8,14 @@ __all__ = ['Place', 'place', 'Rung', 'stack', 'rung_recipe', 'climb', 'steps', '
 # %% ../../nbs/10_evaluation/11_ladder.ipynb #342c4b48
 import os
 import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from ..core import RecipeError
 from ..data.competition import Competition
@@ -21,6 +23,7 @@ from ..data.recordings import prepare
 from .plots import axes
 from .runs import run_row
 from ..models.recipe import load_recipe
+from ..models.schema import Recipe
 from ..simulate.competition import simulate
 from ..training.oof import SURE_VOTES, paired_bootstrap
 from ..training.run import train_folds
@@ -41,14 +44,14 @@ class Place(NamedTuple):
     size: tuple = (128, 192)
 
 # %% ../../nbs/10_evaluation/11_ladder.ipynb #287169fe
-def place(comp=None, work=None, patients=40, epochs=4, small=(), seed=0, workers=2):
-    """The `Place` of the competition at `comp`, with its runs in `work` (default: runs/ beside it); None
-    simulates a small one.
+def place(comp: Path | str | Competition | None = None, work: Path | str | None = None, patients: int = 40,
+          epochs: int = 4, small: Sequence[str] = (), seed: int = 0, workers: int = 2) -> Place:
+    """The `Place` of the competition at `comp`, with its runs in `work` (default: runs/ beside it);
+    None simulates a small one.
 
     `small`: changes for all rungs (`key=value`) that only the simulated one gets. The environment variable
     HMS_LADDER, as in 12,1,3, goes before `patients` and `epochs` and ends each ladder after so many rungs:
-    that
-    little only shows that it runs."""
+    that little only shows that it runs."""
     if comp is not None:
         comp = Competition(comp)
         work = Path(work or comp.path.parent/"runs")
@@ -71,8 +74,8 @@ class Rung(NamedTuple):
     below: str = ""
 
 
-def stack(rungs):
-    """dict name -> (recipe name, all changes, name of the rung below or ''); `RecipeError` for a name that is
+def stack(rungs: Iterable) -> dict:
+    """{name: (recipe name, all changes, name of the rung below or '')}; `RecipeError` for a name that is
     missing or there twice."""
     out = {}
     for rung in rungs:
@@ -89,7 +92,7 @@ def stack(rungs):
     return out
 
 # %% ../../nbs/10_evaluation/11_ladder.ipynb #2c4ef7dd
-def rung_recipe(name, recipe, changes, where):
+def rung_recipe(name: str, recipe: str, changes: Sequence[str], where: Place) -> Recipe:
     """The `Recipe` of a rung at a `Place`; at demo scale with small pictures, and the epochs of the place
     shared by its stages."""
     if where.scale != "demo":
@@ -133,9 +136,9 @@ def steps(rungs: list, runs: Path) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("rung")
 
 # %% ../../nbs/10_evaluation/11_ladder.ipynb #38fba83d
-def ladder_plot(table, title=""):
+def ladder_plot(table: pd.DataFrame, title: str = "") -> Figure:
     """Changes of each rung with their intervals, for all events and those with ten votes; on the left each
-    rung's KL. Returns the figure."""
+    rung's KL."""
     fig, axs = plt.subplots(1, 3, figsize=(10, 1 + .42 * len(table)), sharey=True, width_ratios=(1, 1, 1),
                             layout="constrained")
     y = np.arange(len(table))

@@ -11,6 +11,7 @@ __all__ = ['WAYS', 'span', 'interval', 'versus', 'leaderboard_row', 'leaderboard
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from ..core import CLASSES, VOTES, DataError
 from . import page, plots
@@ -22,29 +23,29 @@ from ..models.losses import kl_rows
 from ..training.oof import SURE_VOTES, oof_kl, paired_bootstrap, patient_interval, vote_shares
 
 # %% ../../nbs/10_evaluation/08_leaderboard.ipynb #38408226
-def span(mean, low, high, form=".3f"):
+def span(mean: float, low: float, high: float, form: str = ".3f") -> tuple[str, float]:
     "A number with its interval as a cell: (text, sort key)."
     return (f"{mean:{form}}\n({low:{form}} to {high:{form}})", float(mean))
 
 
-def interval(oof: pd.DataFrame, min_votes: int = 0):
-    """Mean KL on events with `min_votes` and its 95 % interval over patients: (mean, low, high), or None
-    without events."""
+def interval(oof: pd.DataFrame, min_votes: int = 0) -> tuple | None:
+    """Mean KL on events with `min_votes` and its 95 % interval over patients, (mean, low, high);
+    None without events."""
     keep = (oof.n_votes >= min_votes).to_numpy()
     if not keep.any(): return None
     return tuple(patient_interval(oof_kl(oof)[keep], oof.patient_id.to_numpy()[keep])[:3])
 
 
-def versus(oof: pd.DataFrame, best: pd.DataFrame, min_votes: int = SURE_VOTES):
-    """Paired difference of KL to the best recipe on their common events with `min_votes`, as a cell; None
-    without any."""
+def versus(oof: pd.DataFrame, best: pd.DataFrame, min_votes: int = SURE_VOTES) -> tuple | None:
+    """Paired difference of KL to the best recipe on their common events with `min_votes`, as a cell;
+    None without any."""
     if oof is best: return None
     try: gap = paired_bootstrap(oof, best, min_votes)
     except DataError: return None                                      # no event in common
     return span(gap["difference"], gap["low"], gap["high"], "+.3f")
 
 # %% ../../nbs/10_evaluation/08_leaderboard.ipynb #3cc61e9e
-def leaderboard_row(run, best):
+def leaderboard_row(run: dict, best: pd.DataFrame) -> dict:
     "One recipe as cells: `run` is what `read_run` gives, `best` the best recipe's out-of-fold table."
     manifests, oof = list(run["manifests"].values()), run["oof"]
     every, sure = [None if oof is None else interval(oof, n) for n in (0, SURE_VOTES)]
@@ -75,7 +76,7 @@ def reference_lines(found: list, truth: pd.DataFrame = None) -> dict:
     return lines | {"floor": (lowest.mean(), sure_mean(lowest, rows.n_votes) if sure.any() else None)}
 
 # %% ../../nbs/10_evaluation/08_leaderboard.ipynb #640a9193
-def leaderboard_picture(found: list, lines: dict):
+def leaderboard_picture(found: list, lines: dict) -> Figure:
     """Axes: a line per recipe, KL on events with 10 votes or more (on all where there are none) with its
     interval;
     dashed: mean vote and floor."""
@@ -110,7 +111,7 @@ def board_parts(found: list, lines: dict) -> list:
     return [page.table(board, caption, foot=foot), shown]
 
 # %% ../../nbs/10_evaluation/08_leaderboard.ipynb #381f6e31
-def join_members(found: list):
+def join_members(found: list) -> Members | None:
     """`Members` of the recipes on their common events, or None where fewer than two recipes have any in
     common."""
     tables = {r["name"]: r["oof"].drop_duplicates("event_id").set_index("event_id")
@@ -136,7 +137,7 @@ def blended(members: Members, fit: dict) -> pd.DataFrame:
     return frame.assign(**dict(zip(CLASSES, prob.T, strict=True)))
 
 # %% ../../nbs/10_evaluation/08_leaderboard.ipynb #2475fbdc
-def correlation_picture(corr: pd.DataFrame):
+def correlation_picture(corr: pd.DataFrame) -> Figure:
     "Axes: the correlation of errors between members as a square of numbers."
     n = len(corr)
     ax = plt.subplots(figsize=(2.2 + .42 * n, 1.6 + .36 * n), layout="constrained")[1]
@@ -157,7 +158,7 @@ WAYS = {"mean": "equal parts", "weights": "weights on the probabilities",
         "shrunk": "weights, temperature and bias together, drawn towards equal parts"}
 
 # %% ../../nbs/10_evaluation/08_leaderboard.ipynb #e9fd5a2b
-def member_table(members, fit):
+def member_table(members: Members, fit: dict) -> str:
     "Cells: each member alone, its weight, how much the weight moves, and what is lost without it."
     alone = leave_one_out(members)
     moves = {n: "–".join(f"{v:.2f}" for v in s) for n, s in fit["spread"].items()}
@@ -167,7 +168,7 @@ def member_table(members, fit):
                          "loss without it": interval_cells(alone, "loss"), "verdict": alone.verdict.tolist()})
 
 
-def method_table(table):
+def method_table(table: pd.DataFrame) -> str:
     "Cells: each way of blending, its KL and its gain over the mean."
     gain = [None if m == "mean" else c for m,
             c in zip(table.index, interval_cells(table, "gain"), strict=True)]
@@ -175,7 +176,7 @@ def method_table(table):
                          "what it is": [WAYS.get(m) for m in table.index]})
 
 
-def interval_cells(table, column):
+def interval_cells(table: pd.DataFrame, column: str) -> list:
     "Cells of a column with its low and high."
     return [span(*x, "+.4f") for x in zip(table[column], table.low, table.high, strict=True)]
 

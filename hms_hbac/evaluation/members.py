@@ -8,6 +8,7 @@ __all__ = ['QUALITY', 'Members', 'example_members', 'check_table', 'check_shares
 
 # %% ../../nbs/10_evaluation/02_members.ipynb #f85a2fc4
 import hashlib
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +31,7 @@ class Members:
     n_votes: np.ndarray     # (N,) votes per row; NaN where the table does not say
     key: np.ndarray         # (N,) text naming the row
 
-    def take(self, rows) -> "Members":
+    def take(self, rows: np.ndarray) -> "Members":
         "The same members on fewer rows (a mask or indices)."
         return Members(self.names, self.prob[:, rows], self.target[rows], self.patient[rows],
                        self.n_votes[rows], self.key[rows])
@@ -43,13 +44,13 @@ class Members:
 
 # %% ../../nbs/10_evaluation/02_members.ipynb #24ceb6aa
 def example_members(
-    noise=(.6, .6, 1.0),  # standard deviation of each member's error on the log scale
-    echo: float = .2,  # of a last member that repeats the first; 0: none
+    noise: Sequence[float] = (.6, .6, 1.0),  # standard deviation of each member's error on the log scale
+    echo: float = .2,                        # of a last member that repeats the first; 0: none
     patients: int = 200,
-    rows: int = 5,  # of each patient
-    votes: int = 14,  # on each row
+    rows: int = 5,                           # of each patient
+    votes: int = 14,                         # on each row
     seed: int = 0,
-    sharpen: float = 1.0,  # above 1 all members are overconfident
+    sharpen: float = 1.0,                    # above 1 all members are overconfident
 ) -> Members:
     "Members of known quality, named a, b, c … and echo."
     rng = np.random.default_rng(seed)
@@ -63,9 +64,9 @@ def example_members(
                    np.full(n, float(votes)), np.arange(n).astype(str))
 
 # %% ../../nbs/10_evaluation/02_members.ipynb #b7f08e6d
-def check_table(frame: pd.DataFrame, where, columns: list) -> None:
-    """Refuse (`DataError`) an out-of-fold table with broken rows, or with patients that stand in several
-    folds.
+def check_table(frame: pd.DataFrame, where: object, columns: list) -> None:
+    """Refuse (`DataError`) an out-of-fold table with broken rows, or with patients that stand in
+    several folds.
 
     `columns`: those of the probabilities, six for each model."""
     need = [c for c in ("patient_id", *VOTES, *columns) if c not in frame]
@@ -82,8 +83,8 @@ def check_table(frame: pd.DataFrame, where, columns: list) -> None:
     if "fold" in frame: check_folds(frame, where)
 
 # %% ../../nbs/10_evaluation/02_members.ipynb #a9b8a641
-def check_shares(frame, where, group, fits, fault):
-    "Refuse rows whose six numbers are negative, not finite, or of a sum that does not fit."
+def check_shares(frame: pd.DataFrame, where: object, group: list[str], fits: Callable, fault: str) -> None:
+    "Refuse (`DataError`) rows whose six numbers are negative, not finite, or of a sum that does not fit."
     try: v = frame[group].to_numpy(float)
     except (ValueError, TypeError): raise DataError(f"{group[0]}… hold text", where=where) from None
     bad = ~(np.isfinite(v).all(1) & (v >= 0).all(1) & fits(v.sum(1)))
@@ -92,7 +93,7 @@ def check_shares(frame, where, group, fits, fault):
                         cure="repair or remove the row")
 
 
-def check_folds(frame, where):
+def check_folds(frame: pd.DataFrame, where: object) -> None:
     "Refuse a table in which a patient stands in several folds."
     folds = frame.groupby("patient_id").fold.unique()
     leaky = folds[folds.map(len) > 1]
@@ -103,10 +104,9 @@ def check_folds(frame, where):
                     cure="train again with folds grouped by patient")
 
 # %% ../../nbs/10_evaluation/02_members.ipynb #0c63e5f9
-def source_tables(source) -> list:
-    """Out-of-fold tables of one source (a path): list of (name, frame), each frame with a `key` index and
-    columns
-    patient_id, votes, n_votes and the six classes."""
+def source_tables(source: Path | str) -> list:
+    """Out-of-fold tables of one source: a list of (name, frame), each frame indexed by `key`, with columns
+    patient_id, votes, n_votes and the six classes. `DataError` for what cannot be read."""
     source = Path(source)
     if source.is_dir(): return folder_tables(source)
     if not source.is_file(): raise DataError("no such file or folder", where=source)
@@ -117,7 +117,7 @@ def source_tables(source) -> list:
     return [(m, one_table(frame, source, [f"{m}__{c}" for c in CLASSES], checked=True)) for m in models]
 
 # %% ../../nbs/10_evaluation/02_members.ipynb #39fa50ea
-def folder_tables(folder):
+def folder_tables(folder: Path) -> list:
     "The tables of a recipe's folder, or of all recipes in a folder of runs."
     files = sorted(folder.glob("fold*/oof.parquet")) or [f for f in [folder/"oof.parquet"] if f.is_file()]
     if files:
@@ -130,7 +130,7 @@ def folder_tables(folder):
     return [t for run in runs for t in folder_tables(run)]
 
 
-def named_fold(file):
+def named_fold(file: Path) -> pd.DataFrame:
     "One oof.parquet; its rows must belong to the fold that the folder names."
     frame = read_part(pd.read_parquet, file)
     named = file.parent.name.removeprefix("fold")
@@ -143,7 +143,7 @@ def named_fold(file):
 QUALITY = {0: 1, 1: 3, 2: SURE_VOTES}       # fewest votes that each `sample_quality` stands for
 
 
-def one_table(frame, where, columns, checked=False):
+def one_table(frame: pd.DataFrame, where: object, columns: list[str], checked: bool = False) -> pd.DataFrame:
     "A member's table with plain column names, indexed by a text key."
     if not checked: check_table(frame, where, columns)
     if "event_id" in frame: key = "event " + frame.event_id.astype(str)
@@ -161,7 +161,7 @@ def one_table(frame, where, columns, checked=False):
     return out.assign(n_votes=votes).set_index(pd.Index(key, name="key"))
 
 # %% ../../nbs/10_evaluation/02_members.ipynb #e1a1dedd
-def read_members(sources) -> Members:
+def read_members(sources: Path | str | Iterable) -> Members:
     """The `Members` of sources (paths, or one): run folders, folders of runs, tables.
 
     `DataError` for tables whose rows, votes or patients do not match those of the first."""
@@ -175,7 +175,7 @@ def read_members(sources) -> Members:
     return stack_members(names, [t.loc[frames[0].index] for t in frames])
 
 
-def stack_members(names, frames):
+def stack_members(names: Iterable[str], frames: list[pd.DataFrame]) -> Members:
     "`Members` of tables with the same rows in the same order; votes and patients are those of the first."
     first = frames[0]
     prob = np.stack([shares_of(f, CLASSES) for f in frames])
@@ -183,13 +183,13 @@ def stack_members(names, frames):
                    first.n_votes.to_numpy(float), first.index.to_numpy().astype(str))
 
 
-def shares_of(frame, columns):
+def shares_of(frame: pd.DataFrame, columns: Iterable[str]) -> np.ndarray:
     "Six columns over their sum, (N, 6) float64."
     v = frame[list(columns)].to_numpy(float)
     return v / v.sum(1, keepdims=True)
 
 # %% ../../nbs/10_evaluation/02_members.ipynb #6feba8de
-def match_rows(base, other, name, other_name):
+def match_rows(base: pd.DataFrame, other: pd.DataFrame, name: str, other_name: str) -> None:
     "Refuse (`DataError`) a member whose rows, votes or patients differ from the base's."
     for a, b, n, m in ((base, other, other_name, name), (other, base, name, other_name)):
         gone = a.index.difference(b.index)

@@ -11,33 +11,36 @@ import base64
 import hashlib
 import html
 import io
+from collections.abc import Iterable
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 
 # %% ../../nbs/10_evaluation/07_page.ipynb #ecb42a9f
-def missing(x):
+def missing(x: Any) -> bool:
     "True for None and NaN."
     return x is None or (isinstance(x, (float, np.floating)) and np.isnan(x))
 
 
-def esc(x):
+def esc(x: Any) -> str:
     "Any value as HTML text; None and NaN as a dash."
     return "–" if missing(x) else html.escape(str(x), quote=True)
 
 
-def number(x, digits=3):
+def number(x: float | None, digits: int = 3) -> str:
     "A number with `digits` decimals, or the dash."
     return "–" if missing(x) else f"{x:,.{digits}f}"
 
 
-def duration(s):
+def duration(s: float) -> str:
     "Seconds as a reader says them: 48 s, 12 min, 3.4 h."
     if missing(s): return "–"
     return f"{s:.0f} s" if s < 120 else f"{s / 60:.0f} min" if s < 7200 else f"{s / 3600:.1f} h"
 
 # %% ../../nbs/10_evaluation/07_page.ipynb #f642f6b1
-def cell(value, tag="td"):
+def cell(value: Any, tag: str = "td") -> str:
     "One cell; `value` is a text, a number, or (text, sort key)."
     text, key = value if isinstance(value, tuple) else (value, value)
     numeric = missing(key) or isinstance(key, (int, float, np.integer, np.floating))
@@ -47,7 +50,7 @@ def cell(value, tag="td"):
     return f'<{tag}{scope}{kind} data-v="{"" if missing(key) else esc(key)}">{shown}</{tag}>'
 
 
-def table(frame, caption, sortable=True, foot=()):
+def table(frame: pd.DataFrame, caption: str, sortable: bool = True, foot: Iterable = ()) -> str:
     "A DataFrame as an HTML table; its first column names the rows. `foot`: rows below that never sort."
     def line(row): return "<tr>" + "".join(cell(v, "td" if i else "th") for i, v in enumerate(row)) + "</tr>"
     right = [next((' class=n' in cell(v) for v in frame[c] if not missing(v)), False) for c in frame.columns]
@@ -60,7 +63,7 @@ def table(frame, caption, sortable=True, foot=()):
             f"<thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody>{below}</table></div>")
 
 # %% ../../nbs/10_evaluation/07_page.ipynb #1b5d9961
-def png(fig, dpi=110, colors=255):
+def png(fig: Figure, dpi: int = 110, colors: int = 255) -> bytes:
     "A figure as PNG bytes with a small palette; the figure is closed."
     from PIL import Image
     raw, small = io.BytesIO(), io.BytesIO()
@@ -71,7 +74,7 @@ def png(fig, dpi=110, colors=255):
     return small.getvalue()
 
 
-def picture(fig, alt, caption=""):
+def picture(fig: Figure, alt: str, caption: str = "") -> str:
     "A figure as an HTML figure whose image lies inside the page."
     if not alt: raise ValueError("a picture needs an alt text")
     data = png(fig)
@@ -82,29 +85,29 @@ def picture(fig, alt, caption=""):
     return f'<figure><img alt="{esc(alt)}" {size} loading="lazy" src="{source}">{below}</figure>'
 
 # %% ../../nbs/10_evaluation/07_page.ipynb #88179b06
-def section(name, title, *parts):
+def section(name: str, title: str, *parts: str) -> str:
     "A part with a heading; `name` is the anchor."
     body = "\n".join(p for p in parts if p)
     return f'<section id="{esc(name)}"><h2>{esc(title)}</h2>\n{body}\n</section>'
 
 
-def fold(summary, *parts, open=False):
+def fold(summary: str, *parts: str, open: bool = False) -> str:
     "A part that opens on a click, without a script."
     body = "\n".join(parts)
     return f"<details{' open' if open else ''}><summary>{esc(summary)}</summary>\n{body}\n</details>"
 
 
-def cards(*parts):
+def cards(*parts: str) -> str:
     "Pictures side by side where the window is wide enough."
     return '<div class="cards">' + "\n".join(parts) + "</div>"
 
 
-def text(x):
+def text(x: Any) -> str:
     "A paragraph."
     return f"<p>{esc(x)}</p>"
 
 
-def code(x):
+def code(x: Any) -> str:
     "Lines to copy."
     return f'<pre tabindex="0"><code>{esc(x)}</code></pre>'
 
@@ -173,7 +176,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
 """
 
 # %% ../../nbs/10_evaluation/07_page.ipynb #01ab48f4
-def page(title, lead, sections):
+def page(title: str, lead: str, sections: Iterable) -> str:
     "A whole page; `sections`: (name, title, HTML parts) each, empty ones are left out."
     kept = [(name, head, parts) for name, head, *parts in sections if any(parts)]
     digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()

@@ -8,12 +8,18 @@ __all__ = ['COLORS', 'NAMES', 'LABEL_COLOR', 'axes', 'page_signal', 'eeg_page', 
            'extremes', 'small_page', 'event_grid']
 
 # %% ../../nbs/10_evaluation/06_plots.ipynb #d4c3ee5e
+from collections.abc import Sequence
+from typing import Any
+
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
 
 from ..core import CLASSES, EEG_RATE, LABEL_SECONDS, PANELS, SPEC_STEP, VOTES
+from ..data.competition import Competition
 from ..data.files import cut_spectrogram, spectrogram_row
 from .calibration import calibration, kl_by_votes
 from ..models.losses import kl_rows
@@ -28,16 +34,17 @@ NAMES = {"seizure": "Seizure", "lpd": "LPD", "gpd": "GPD", "lrda": "LRDA", "grda
 LABEL_COLOR = "#56B4E9"
 
 
-def axes(ax=None, **size):
+def axes(ax: Axes | None = None, **size: Any) -> Axes:
     "`ax`, or a new one without a frame on top and right."
     if ax is None: ax = plt.subplots(**{"figsize": (6, 3), **size})[1]
     ax.spines[["top", "right"]].set_visible(False)
     return ax
 
 # %% ../../nbs/10_evaluation/06_plots.ipynb #434fb825
-def page_signal(signal, derivations, low=0.5, high=40.0, hum=60):
-    """Derivations (D, T) of `signal` (20, T) in µV, band-passed between `low` and `high` Hz, NaN where
-    missing."""
+def page_signal(signal: torch.Tensor | np.ndarray, derivations: Sequence, low: float = 0.5,
+                high: float = 40.0, hum: float = 60) -> np.ndarray:
+    """Derivations (D, T) of `signal` (20, T) in µV, band-passed between `low` and `high` Hz, without
+    the mains' `hum` Hz; NaN where missing."""
     x, valid = repair(montage(derivations).derive(torch.as_tensor(np.asarray(signal, dtype=np.float32))))
     if hum: x = notch(x, hum)
     if low or high: x = butter(x, 2, low=low, high=high)
@@ -54,11 +61,11 @@ def _rows_of(labels):
     return np.array(out)
 
 # %% ../../nbs/10_evaluation/06_plots.ipynb #5ffc2a08
-def eeg_page(signal, start=0.0, seconds=20.0, gain=100.0, low=0.5, high=40.0, derivations="banana",
-             label=None, ax=None):
-    """The EEG as a page: `signal` (20, T) in µV, from `start` for `seconds`; one row is `gain` µV high;
-    negative is up.
-    `label` = (from, to) in s shades what the votes speak of."""
+def eeg_page(signal: np.ndarray, start: float = 0.0, seconds: float = 20.0, gain: float = 100.0,
+             low: float = 0.5, high: float = 40.0, derivations: str | Sequence = "banana",
+             label: tuple | None = None, ax: Axes | None = None) -> Axes:
+    """The EEG as a page: `signal` (20, T) in µV, `seconds` from `start` on; a row is `gain` µV high, negative
+    is up. `label` = (from, to) in s shades what the votes speak of; band-pass `low` to `high` Hz."""
     ax = axes(ax, figsize=(9, 5))
     labels, x = montage(derivations).labels, page_signal(signal, derivations, low, high)
     a, b = int(round(start * EEG_RATE)), int(round((start + seconds) * EEG_RATE))
@@ -75,7 +82,7 @@ def eeg_page(signal, start=0.0, seconds=20.0, gain=100.0, low=0.5, high=40.0, de
     return ax
 
 # %% ../../nbs/10_evaluation/06_plots.ipynb #a19197d5
-def scale_bar(ax, gain):
+def scale_bar(ax: Axes, gain: float) -> None:
     "A vertical bar one row high at the right margin, and what it stands for."
     trans = ax.get_yaxis_transform()
     low = ax.get_ylim()[0] + .15
@@ -83,9 +90,10 @@ def scale_bar(ax, gain):
     ax.text(1.02, low + .5, f"{gain:g} µV", transform=trans, va="center", fontsize=7)
 
 # %% ../../nbs/10_evaluation/06_plots.ipynb #b3cbb9d3
-def panels(power, label=None, start=0.0, axs=None, limits=(1e-2, 1e3)):
-    """The four panels of `power` (4, 100, S) in µV²/Hz on a log color scale; `label` = (from, to) in s is
-    marked; returns four axes."""
+def panels(power: np.ndarray, label: tuple | None = None, start: float = 0.0,
+           axs: Sequence[Axes] | None = None, limits: tuple[float, float] = (1e-2, 1e3)) -> Sequence[Axes]:
+    """The four panels of `power` (4, 100, S) in µV²/Hz on a log color scale within `limits`; `label` =
+    (from, to) in s is marked. Four axes."""
     if axs is None: axs = plt.subplots(4, 1, figsize=(8, 4.2), sharex=True, layout="constrained")[1]
     end = start + power.shape[-1] * SPEC_STEP
     for ax, name, p in zip(axs, PANELS, power, strict=True):
@@ -101,7 +109,8 @@ def panels(power, label=None, start=0.0, axs=None, limits=(1e-2, 1e3)):
     return axs
 
 # %% ../../nbs/10_evaluation/06_plots.ipynb #d9de1509
-def votes(target, prob=None, n_votes=None, ax=None):
+def votes(target: np.ndarray, prob: np.ndarray | None = None, n_votes: float | None = None,
+          ax: Axes | None = None) -> Axes:
     "Shares of votes (6,) as bars, and beside them the predicted probabilities (6,) where given."
     ax = axes(ax, figsize=(4, 2.2))
     x, width = np.arange(6), .8 if prob is None else .4
@@ -119,7 +128,7 @@ def votes(target, prob=None, n_votes=None, ax=None):
     return ax
 
 # %% ../../nbs/10_evaluation/06_plots.ipynb #59f59a6a
-def history(table, ax=None, metric="kl_selected"):
+def history(table: pd.DataFrame, ax: Axes | None = None, metric: str = "kl_selected") -> Axes:
     """Training loss and validation `metric` of a history.csv over updates; the learning rate dotted on a
     second axis; stages marked."""
     ax = axes(ax, figsize=(6, 2.6))
@@ -140,14 +149,14 @@ def history(table, ax=None, metric="kl_selected"):
     return ax
 
 # %% ../../nbs/10_evaluation/06_plots.ipynb #b3df8377
-def oof_arrays(oof):
+def oof_arrays(oof: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     "Vote shares (N, 6) and probabilities (N, 6), float64, of an out-of-fold table."
     return vote_shares(oof).astype(np.float64), oof[list(CLASSES)].to_numpy(np.float64)
 
 # %% ../../nbs/10_evaluation/06_plots.ipynb #f356b7c5
-def reliability(oof, bins=6, axs=None):
-    """Mean vote share over mean prediction in bins of equal counts, one axes per class; the diagonal is
-    perfect."""
+def reliability(oof: pd.DataFrame, bins: int = 6, axs: Sequence[Axes] | None = None) -> Sequence[Axes]:
+    """Mean vote share over mean prediction in bins of equal counts, one axes per class; on the diagonal
+    predictions mean what they say."""
     target, prob = oof_arrays(oof)
     if axs is None:
         axs = plt.subplots(1, 6, figsize=(10, 2.1), sharex=True, sharey=True, layout="constrained")[1]
@@ -163,7 +172,7 @@ def reliability(oof, bins=6, axs=None):
     return axs
 
 # %% ../../nbs/10_evaluation/06_plots.ipynb #11ae27db
-def error_by_votes(oof, ax=None):
+def error_by_votes(oof: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Mean KL with its standard error per group of vote counts, their number of events, and the KL to expect
     of few votes."""
     ax = axes(ax, figsize=(6, 2.5))
@@ -179,7 +188,7 @@ def error_by_votes(oof, ax=None):
     return ax
 
 # %% ../../nbs/10_evaluation/06_plots.ipynb #d74df469
-def confusion(oof, ax=None):
+def confusion(oof: pd.DataFrame, ax: Axes | None = None) -> Axes:
     "Shares of predicted classes (columns) for each class that most votes chose (rows)."
     target, prob = oof_arrays(oof)
     table = np.zeros((6, 6))
@@ -197,9 +206,9 @@ def confusion(oof, ax=None):
     return ax
 
 # %% ../../nbs/10_evaluation/06_plots.ipynb #b5ca7da5
-def card_axes(tall=False):
-    """A figure with axes for the page, four panels and the votes: side by side, or below each other for a
-    phone."""
+def card_axes(tall: bool = False) -> tuple:
+    """(figure, axes of the page, of the four panels, of the votes): side by side, or `tall`, below each other
+    for a phone."""
     fig = plt.figure(figsize=(4.4, 6.2) if tall else (10.5, 5.2), layout="constrained")
     if tall:
         grid = fig.add_gridspec(6, 1, height_ratios=(6, .8, .8, .8, .8, 2))
@@ -210,7 +219,7 @@ def card_axes(tall=False):
     return fig, fig.add_subplot(grid[:, 0]), rows, fig.add_subplot(grid[1, 1])
 
 
-def small_panels(axs):
+def small_panels(axs: Sequence[Axes]) -> None:
     "Panels without a color bar, with names in one line: for a narrow figure."
     axs[-1].images[0].colorbar.remove()
     axs[-1].set_xlabel("time (s); color: power, 0.01 to 1000 µV²/Hz", fontsize=7)
@@ -220,14 +229,14 @@ def small_panels(axs):
 
 # %% ../../nbs/10_evaluation/06_plots.ipynb #16b8d0f0
 def event_card(
-    comp,  # a `Competition`
-    event,  # a row of the events table
-    prob=None,  # predicted probabilities, (6,)
-    seconds: float = 16.0,  # of EEG around the middle of the label
-    gain: float = 120.0,  # µV that a row is high
+    comp: Competition,               # a `Competition`
+    event: pd.Series,                # a row of the events table
+    prob: np.ndarray | None = None,  # predicted probabilities, (6,)
+    seconds: float = 16.0,           # of EEG around the middle of the label
+    gain: float = 120.0,             # µV that a row is high
     split: str = "train",
-    tall: bool = False,  # one below the other, for a phone
-):
+    tall: bool = False,              # one below the other, for a phone
+) -> Figure:
     "Figure of one event: EEG page, four panels with the label marked, votes against the prediction."
     middle, half = event.eeg_offset + 25, LABEL_SECONDS / 2
     signal, spectrogram = comp.read_eeg(event.eeg_id,
@@ -246,10 +255,9 @@ def event_card(
     return fig
 
 # %% ../../nbs/10_evaluation/06_plots.ipynb #4f7bb7bb
-def extremes(oof, n=12):
-    """(best, worst): up to `n` rows each of an out-of-fold table with the lowest and the highest KL, with a
-    column
-    `error`; one per EEG, and with ten votes or more where there are enough of them."""
+def extremes(oof: pd.DataFrame, n: int = 12) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(best, worst): up to `n` rows each of an out-of-fold table with the lowest and the highest KL, in a
+    column `error`; one per EEG, and with ten votes or more where there are enough of them."""
     table = oof.assign(error=oof_kl(oof))
     sure = table[table.n_votes >= SURE_VOTES]
     table = (sure if sure.eeg_id.nunique() >= 2 * n else table).sort_values("error")
@@ -258,7 +266,7 @@ def extremes(oof, n=12):
     return best, worst
 
 
-def small_page(comp, e, ax, seconds, gain):
+def small_page(comp: Competition, e: pd.Series, ax: Axes, seconds: float, gain: float) -> None:
     "The voted seconds of one event on `ax`: eight derivations, `gain` µV apart."
     chains = [("Fp1", "F3"), ("F3", "C3"), ("C3", "P3"), ("P3", "O1"),
               ("Fp2", "F4"), ("F4", "C4"), ("C4", "P4"), ("P4", "O2")]
@@ -269,7 +277,8 @@ def small_page(comp, e, ax, seconds, gain):
     ax.set_title(f"{NAMES[e.consensus]}, EEG {e.eeg_id}", fontsize=7)
 
 # %% ../../nbs/10_evaluation/06_plots.ipynb #2b0d2b8e
-def event_grid(comp, table, events, columns=3, seconds=10.0, gain=150.0):
+def event_grid(comp: Competition, table: pd.DataFrame, events: pd.DataFrame, columns: int = 3,
+               seconds: float = 10.0, gain: float = 150.0) -> Figure:
     """Small pictures of the events of `table` (the worst of `extremes`): both parasagittal chains over the
     voted seconds, and the bars."""
     lines = -(-len(table) // columns)

@@ -8,6 +8,7 @@ __all__ = ['read_runs', 'rank', 'facts_of', 'environment', 'train_lines', 'comma
 
 # %% ../../nbs/10_evaluation/10_report.ipynb #440dc221
 import shlex
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -51,16 +52,16 @@ def read_runs(runs: Path) -> list:
     return sorted(found, key=rank)
 
 
-def rank(run):
-    """What sorts runs: the mean KL on sure events, on all where there are none; runs without predictions come
-    last."""
+def rank(run: dict) -> tuple:
+    """What sorts runs: the mean KL on sure events, on all where there are none; runs without predictions
+    come last."""
     if run["oof"] is None: return np.inf, run["name"]
     kl = oof_kl(run["oof"])
     best = sure_mean(kl, run["oof"].n_votes)
     return (kl.mean() if np.isnan(best) else best), run["name"]
 
 # %% ../../nbs/10_evaluation/10_report.ipynb #66e4f6c3
-def facts_of(manifest):
+def facts_of(manifest: dict) -> list:
     "The facts of one manifest as (name, value), those that are told."
     facts = {**(manifest.get("versions") or {}),
              "device": manifest.get("device_name") or manifest.get("device"),
@@ -84,7 +85,7 @@ def environment(found: list) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["what", "value"], dtype=object)
 
 # %% ../../nbs/10_evaluation/10_report.ipynb #fe84b49b
-def train_lines(run, data):
+def train_lines(run: dict, data: Path | str | None) -> list[str]:
     "The commands that trained a run, or one that trains its finished folds again."
     manifests = run["manifests"].values()
     if not run["done"]: return []
@@ -97,7 +98,7 @@ def train_lines(run, data):
     return [f"hms-hbac train {recipe} --data {shlex.quote(str(where))} --runs again --folds {folds}"]
 
 
-def commands(found: list, runs, out, data=None) -> str:
+def commands(found: list, runs: Path | str, out: Path | str, data: Path | str | None = None) -> str:
     "Lines that train the finished folds again, choose weights, and write this page."
     def q(p): return shlex.quote(str(p))
     lines, known = [line for r in found for line in train_lines(r,
@@ -109,7 +110,8 @@ def commands(found: list, runs, out, data=None) -> str:
                       f"hms-hbac report {q(runs)} {f'--data {q(data)} ' if data else ''}--out {q(out)}"])
 
 # %% ../../nbs/10_evaluation/10_report.ipynb #ef6ca605
-def submission_parts(file, comp=None, truth=None) -> list:
+def submission_parts(file: Path | str, comp: Competition | None = None,
+                     truth: pd.DataFrame | None = None) -> list:
     "HTML parts about a submission file: its faults, and its KL where the truth of the test rows is known."
     if not Path(file).is_file():
         raise DataError("no such submission", where=file, cure="write it with predict or ensemble")
@@ -125,7 +127,7 @@ def submission_parts(file, comp=None, truth=None) -> list:
     return [*parts, score_table(table, test)] if len(test) else parts
 
 # %% ../../nbs/10_evaluation/10_report.ipynb #673c59d3
-def score_table(table, test):
+def score_table(table: pd.DataFrame, test: pd.DataFrame) -> str:
     "HTML table: KL of a submission on the simulated test rows, beside the mean vote and the floor."
     share = vote_shares(test).astype(float)
     prob = table.set_index("eeg_id").loc[test.eeg_id, list(VOTES)].to_numpy(float)
@@ -136,7 +138,7 @@ def score_table(table, test):
     return page.table(frame, f"{len(test)} test rows against the experts' votes", sortable=False)
 
 # %% ../../nbs/10_evaluation/10_report.ipynb #a25988c5
-def error_parts(found, blend, fit):
+def error_parts(found: list[dict], blend: pd.DataFrame | None, fit: dict | None) -> list[str]:
     "Errors of the blend (open), then of each recipe (folded)."
     whole = [] if blend is None else [page.fold(f"ensemble ({fit['method']})", diagnosis(blend, "ensemble"),
                                                 open=True)]
@@ -145,7 +147,7 @@ def error_parts(found, blend, fit):
                     for i, r in enumerate(known)]
 
 
-def check_data(found, comp):
+def check_data(found: list[dict], comp: Competition) -> None:
     "`DataError` where the runs were trained on other recordings."
     told = {m["data"] for r in found for m in r["manifests"].values() if m.get("data")}
     if not told or comp.fingerprint in told: return
@@ -154,14 +156,15 @@ def check_data(found, comp):
                     cure="name the competition folder that the runs were trained on")
 
 
-def lead_line(found):
+def lead_line(found: list[dict]) -> str:
     "How many recipes and folds there are, and when the last run ended."
     done = [p for r in found for p in r["done"]]
     ended = datetime.fromtimestamp(max((p/"manifest.json").stat().st_mtime for p in done), timezone.utc)
     return f"{len(found)} recipes, {len(done)} finished folds; the last run ended {ended:%Y-%m-%d %H:%M} UTC."
 
 # %% ../../nbs/10_evaluation/10_report.ipynb #b59a25b5
-def sections_of(found, runs, out, data, submission, n_cards):
+def sections_of(found: list[dict], runs: Path | str, out: Path | str, data: Path | str | None,
+                submission: Path | str | None, n_cards: int) -> Iterator[tuple]:
     "The parts of the page: (name, title, HTML parts)."
     comp = Competition(data) if data else None
     if comp is not None: check_data(found, comp)
@@ -188,11 +191,11 @@ def sections_of(found, runs, out, data, submission, n_cards):
 
 # %% ../../nbs/10_evaluation/10_report.ipynb #fd8c0dd5
 def report(
-    runs,  # a folder of runs, or one recipe's
-    out="report.html",
-    data=None,  # the competition folder, for event cards and the floor
-    submission=None,  # a submission.csv to check
-    n_cards: int = 12,  # events drawn, best and worst each
+    runs: Path | str,                      # a folder of runs, or one recipe's
+    out: Path | str = "report.html",
+    data: Path | str | None = None,        # the competition folder, for event cards and the floor
+    submission: Path | str | None = None,  # a submission.csv to check
+    n_cards: int = 12,                     # events drawn, best and worst each
 ) -> Path:
     "Write one self-contained HTML page about a folder of runs; `DataError` where no run is finished."
     found = read_runs(runs)

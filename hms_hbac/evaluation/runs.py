@@ -7,11 +7,14 @@ __all__ = ['KINDS', 'read_part', 'read_manifest', 'read_fold', 'read_recipe_file
            'floor_kl', 'find_truth', 'sure_mean', 'run_row', 'read_row', 'speed', 'run_table', 'gap_closed']
 
 # %% ../../nbs/10_evaluation/01_runs.ipynb #f3b6a564
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import yaml
+from numpy.typing import ArrayLike
 
 from ..core import CLASSES, VOTES, DataError, HmsError, read_json, write_json
 from ..models.losses import kl_rows
@@ -30,7 +33,7 @@ KINDS = {"status": str, "data": str, "data_path": str, "command": (str, list), "
          "fold": int, "wall_seconds": (int, float), "samples_per_s": (int, float)}
 
 
-def read_part(read, file):
+def read_part(read: Callable, file: Path) -> Any:
     "`read(file)`, or a `DataError` that names the file."
     try: return read(file)
     except HmsError: raise
@@ -64,7 +67,7 @@ def read_fold(folder: Path) -> pd.DataFrame:
     return table
 
 
-def read_recipe_file(folders):
+def read_recipe_file(folders: Iterable[Path]) -> dict:
     "What the first recipe.yaml of these folders says, a dict (empty where there is none)."
     file = next((p/"recipe.yaml" for p in folders if (p/"recipe.yaml").is_file()), None)
     if file is None: return {}
@@ -100,12 +103,12 @@ def recipe_folders(runs: Path) -> list:
 
 # %% ../../nbs/10_evaluation/01_runs.ipynb #2b0d8d23
 def example_run(
-    runs: Path,  # folder of runs
-    name: str,  # the recipe's
-    table: pd.DataFrame,  # out-of-fold table with a column fold
-    folds=(0, 1),  # those to write
-    recipe=None,  # what recipe.yaml says besides the name
-    **manifest,  # what manifest.json says
+    runs: Path,                     # folder of runs
+    name: str,                      # the recipe's
+    table: pd.DataFrame,            # out-of-fold table with a column fold
+    folds: Iterable[int] = (0, 1),  # those to write
+    recipe: dict | None = None,     # what recipe.yaml says besides the name
+    **manifest: Any,                # what manifest.json says
 ) -> None:
     "Write the run folders of a made-up system as training leaves them: an example for notebooks and tests."
     about = {"status": "finished", "recipe": name, "wall_seconds": 60, "samples_per_s": 50,
@@ -122,16 +125,15 @@ def example_run(
         write_json(folder/"manifest.json", about | {"fold": k})
 
 # %% ../../nbs/10_evaluation/01_runs.ipynb #3a0ca915
-def floor_kl(oof: pd.DataFrame, truth: pd.DataFrame):
+def floor_kl(oof: pd.DataFrame, truth: pd.DataFrame) -> np.ndarray | None:
     """KL of the generating probabilities on the events of an out-of-fold table, (N,), or None where `truth`
-    does
-    not know them all."""
+    does not know them all."""
     keys, classes = ["eeg_id", *VOTES], list(CLASSES)
     found = oof[keys].merge(truth[[*keys, *classes]].drop_duplicates(keys), on=keys, how="left")
     return None if found[classes].isna().any(axis=None) else oof_kl(found)
 
 
-def find_truth(manifests, data=None):
+def find_truth(manifests: Iterable[dict], data: Path | str | None = None) -> pd.DataFrame | None:
     "truth.parquet of a simulated competition: in `data`, or where the runs say their data lay; else None."
     places = [data] if data else sorted({m["data_path"] for m in manifests if m.get("data_path")})
     files = [Path(p)/"truth.parquet" for p in places]
@@ -139,7 +141,7 @@ def find_truth(manifests, data=None):
     return read_part(pd.read_parquet, files[0]) if len(files) == 1 else None
 
 
-def sure_mean(kl, n_votes):
+def sure_mean(kl: np.ndarray, n_votes: ArrayLike) -> float:
     "Mean of `kl` over rows with ten votes or more, NaN where there are none."
     sure = np.asarray(n_votes) >= SURE_VOTES
     return kl[sure].mean() if sure.any() else np.nan
@@ -150,7 +152,7 @@ def run_row(recipe: Path) -> dict:
     return read_row(read_run(recipe))
 
 
-def read_row(run):
+def read_row(run: dict) -> dict:
     "The row of a run that `read_run` has read."
     manifests, oof = list(run["manifests"].values()), run["oof"]
     row = {"recipe": run["name"], "folds": len(run["done"]), "open": ", ".join(run["open"])}
@@ -163,14 +165,14 @@ def read_row(run):
                   "samples_per_s": speed(manifests)}
 
 
-def speed(manifests):
+def speed(manifests: Iterable[dict]) -> float:
     "Median samples per second of the folds that tell it, else NaN."
     told = [m["samples_per_s"] for m in manifests if m.get("samples_per_s")]
     return float(np.median(told)) if told else np.nan
 
 # %% ../../nbs/10_evaluation/01_runs.ipynb #a7d104b9
 def run_table(
-    runs: Path,  # a folder of runs
+    runs: Path,                   # a folder of runs
     min_votes: int = SURE_VOTES,  # the differences are those of events with so many votes
 ) -> pd.DataFrame:
     """The recipes in `runs`, best first: folds, open, events, kl, kl_10 and their floor, wall_s,
@@ -197,7 +199,7 @@ def run_table(
 # %% ../../nbs/10_evaluation/01_runs.ipynb #9361cf87
 def gap_closed(
     oof: pd.DataFrame,
-    truth: pd.DataFrame,  # truth.parquet of the simulated competition
+    truth: pd.DataFrame,          # truth.parquet of the simulated competition
     min_votes: int = SURE_VOTES,  # only events with so many votes
 ) -> dict:
     """What a system closes of the gap between the best constant answer and the floor.

@@ -7,8 +7,11 @@ __all__ = ['example_votes', 'fit_exponent', 'temperature_by_votes', 'weighted_th
            'crossfit_sets', 'coverage_by', 'abstention_curve', 'posterior_entropy', 'kl_parts']
 
 # %% ../../nbs/10_evaluation/05_uncertainty.ipynb #c8e76002
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from scipy.optimize import minimize_scalar
 from scipy.special import digamma
 
@@ -24,7 +27,7 @@ from ..training.oof import patient_interval
 def example_votes(
     rows: int = 4000,
     seed: int = 0,
-    noise: float = .5,  # standard deviation of the model's error on the log scale
+    noise: float = .5,     # standard deviation of the model's error on the log scale
     sharpen: float = 1.6,  # above 1: the model is overconfident
 ) -> tuple:
     "True shares (rows, 6), votes (rows, 6), predictions (rows, 6) and patients (rows,) of a made-up model."
@@ -46,10 +49,10 @@ def fit_exponent(prob: np.ndarray, target: np.ndarray) -> float:
 
 
 def temperature_by_votes(
-    prob: np.ndarray,  # (N, 6)
-    target: np.ndarray,  # (N, 6)
+    prob: np.ndarray,     # (N, 6)
+    target: np.ndarray,   # (N, 6)
     n_votes: np.ndarray,  # (N,)
-    edges=VOTE_EDGES,
+    edges: Sequence[int] = VOTE_EDGES,
 ) -> pd.DataFrame:
     """Per group of vote counts: rows, the best temperature (above 1: the model is too sure), kl before and
     after it."""
@@ -62,7 +65,7 @@ def temperature_by_votes(
     return pd.DataFrame(out).T.rename_axis("votes")
 
 # %% ../../nbs/10_evaluation/05_uncertainty.ipynb #0f3b3368
-def weighted_threshold(scores, weights, coverage, rows):
+def weighted_threshold(scores: np.ndarray, weights: np.ndarray, coverage: float, rows: int) -> float:
     """The highest threshold that leaves at least `coverage` (corrected for `rows` calibration rows) of the
     weight above."""
     order = np.argsort(scores)
@@ -73,8 +76,8 @@ def weighted_threshold(scores, weights, coverage, rows):
 
 
 def set_threshold(
-    prob: np.ndarray,  # predictions for calibration patients, (N, 6)
-    target: np.ndarray,  # their vote shares, (N, 6)
+    prob: np.ndarray,      # predictions for calibration patients, (N, 6)
+    target: np.ndarray,    # their vote shares, (N, 6)
     coverage: float = .9,  # promised share of the votes
     by_class: bool = False,
 ) -> np.ndarray:
@@ -91,7 +94,8 @@ def covered(sets: np.ndarray, target: np.ndarray) -> np.ndarray:
     return (sets * target).sum(1)
 
 
-def crossfit_sets(prob, target, patient, coverage=.9, by_class=False, folds=2, seed=0) -> np.ndarray:
+def crossfit_sets(prob: np.ndarray, target: np.ndarray, patient: np.ndarray, coverage: float = .9,
+                  by_class: bool = False, folds: int = 2, seed: int = 0) -> np.ndarray:
     "Sets (N, 6) calibrated on patients other than the row's own."
     fold, sets = patient_folds(patient, folds, seed), np.zeros(prob.shape, bool)
     for k in np.unique(fold):
@@ -100,7 +104,8 @@ def crossfit_sets(prob, target, patient, coverage=.9, by_class=False, folds=2, s
     return sets
 
 # %% ../../nbs/10_evaluation/05_uncertainty.ipynb #199c5887
-def coverage_by(group, sets, target, patient, draws=2000) -> pd.DataFrame:
+def coverage_by(group: ArrayLike, sets: np.ndarray, target: np.ndarray, patient: np.ndarray,
+                draws: int = 2000) -> pd.DataFrame:
     """Per value of `group` (N,): rows, share of the votes in the sets with its 95 % interval over patients,
     set size."""
     inside, out = covered(sets, target), {}
@@ -113,11 +118,11 @@ def coverage_by(group, sets, target, patient, draws=2000) -> pd.DataFrame:
 
 # %% ../../nbs/10_evaluation/05_uncertainty.ipynb #da6c9158
 def abstention_curve(
-    prob: np.ndarray,  # (N, 6)
-    target: np.ndarray,  # (N, 6)
-    patient: np.ndarray,  # (N,)
+    prob: np.ndarray,                                            # (N, 6)
+    target: np.ndarray,                                          # (N, 6)
+    patient: np.ndarray,                                         # (N,)
     uncertainty: np.ndarray = None,  # (N,), larger is handed over first; None: the entropy of the prediction
-    shares=tuple(i / 10 for i in range(10)),  # shares of the rows handed to a person
+    shares: Sequence[float] = tuple(i / 10 for i in range(10)),  # shares of the rows handed to a person
     draws: int = 1000,
 ) -> pd.DataFrame:
     """Per share handed over: rows that stay, their mean kl with its 95 % interval over patients, and the
@@ -144,9 +149,9 @@ def posterior_entropy(counts: np.ndarray, mixture: Mixture) -> np.ndarray:
 
 
 def kl_parts(
-    prob: np.ndarray,  # (N, 6)
-    target: np.ndarray,  # (N, 6)
-    n_votes: np.ndarray,  # (N,)
+    prob: np.ndarray,         # (N, 6)
+    target: np.ndarray,       # (N, 6)
+    n_votes: np.ndarray,      # (N,)
     mixture: Mixture = None,  # what is known of raters; None: the package's
 ) -> pd.DataFrame:
     """Per row: kl, its parts `few_votes` and `miss` (both may be negative in a row, not on average), and

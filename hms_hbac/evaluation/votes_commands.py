@@ -6,6 +6,7 @@
 __all__ = ['votes_app', 'Votes', 'print_scores', 'fit', 'score']
 
 # %% ../../nbs/10_evaluation/13_votes_commands.ipynb #e4523e9d
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +18,7 @@ votes_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None,
 Votes = Annotated[Path, typer.Argument(help="dataset1.mat of IIIC, or a CSV or parquet table of vote counts")]
 
 
-def print_scores(scored, patients):
+def print_scores(scored: dict, patients: Sequence) -> None:
     "A line for each number of votes shown, with the interval over patients, then all means in one line."
     from hms_hbac.training.oof import patient_interval
     print("shown  segments  KL of the others' votes (95 % over patients)  with .2 added to each count")
@@ -37,7 +38,7 @@ def fit(table: Votes, out: Annotated[Path, typer.Option(help="the mixture to wri
         kinds: Annotated[int, typer.Option(min=1, help="Dirichlet distributions in the mixture")] = 12,
         min_votes: Annotated[int, typer.Option(min=1, help="fit to segments with so many votes")] = 9,
         folds: Annotated[int, typer.Option(min=0, help="parts of the patients, 0: no held-out figures")] = 5,
-        seed: int = 0):
+        seed: int = 0) -> None:
     """Fit a mixture of Dirichlets to vote counts, tell what it scores on patients left out,
     and write it as YAML."""
     from hms_hbac.models import votes
@@ -56,7 +57,7 @@ def fit(table: Votes, out: Annotated[Path, typer.Option(help="the mixture to wri
 @votes_app.command()
 def score(table: Votes, mixture: Annotated[Path | None, typer.Option(help="default: the package's")] = None,
           folds: Annotated[int, typer.Option(min=0, help="parts of the patients, each left out once")] = 0,
-          seed: Annotated[int, typer.Option(help="of the votes that are shown")] = 0):
+          seed: Annotated[int, typer.Option(help="of the votes that are shown")] = 0) -> None:
     """Show k votes of each segment, predict the shares of the others, and print the mean KL for k = 1, 3,
     5, 10."""
     from hms_hbac.models import votes
