@@ -5,7 +5,7 @@ BIN     = $(VENV)/bin
 DEMO   ?= demo
 UV      = uv==0.13.8
 
-.PHONY: demo test quick test-oldest test-kaggle lab docs readme lock clean help
+.PHONY: demo test quick test-oldest test-kaggle gpu lab docs readme lock clean help
 .DEFAULT_GOAL := help
 
 help:            ## this list
@@ -33,6 +33,9 @@ test-oldest: $(VENV)/ready ## the package's tests and the rehearsal with the old
 
 test-kaggle: $(VENV)/ready ## the same with the versions of Kaggle's image and of its next base
 	$(BIN)/python tools/test_versions.py kaggle kaggle-next
+
+gpu: $(VENV)/ready   ## on a machine with a GPU: all checks and speeds, resumable (into build/gpu/); elsewhere a dry run
+	$(BIN)/python tools/gpu.py
 
 lab: $(VENV)/ready   ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab nbs

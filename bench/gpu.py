@@ -33,9 +33,10 @@ from hms_hbac.models.recipe import load_recipe
 from hms_hbac.simulate.competition import simulate
 from hms_hbac.training.batches import Prefetch, Resident, to_device
 from hms_hbac.training.loop import backward, epoch_parts, predict_rows, read_part, start_stage, step, switch
+from hms_hbac.training.machine import usable_precision
 from hms_hbac.training.optimizers import make_optimizer
 from hms_hbac.training.teachers import view_data
-from hms_hbac.views.systems import VIEWS
+from hms_hbac.views.systems import VIEWS, view
 
 sys.path.insert(0, str(Path(__file__).parent))
 import training as bench_training  # noqa: E402  the folder had to be found first
@@ -68,7 +69,9 @@ class Place:
     def recipe(self, name, *sets):
         "A recipe without downloads, whole on a GPU and tiny in a dry run."
         sets = ["net.pretrained=none"] * (name != "resnet1d_gru") + list(sets)
-        return load_recipe(name, "demo" if self.dry else "full", ["batch_size=4"] * self.dry + sets)
+        if not self.dry: recipe = load_recipe(name, "full", sets)
+        else: recipe = load_recipe(name, "demo", ["batch_size=4", f"view={small_view(name)}", *sets])
+        return recipe.model_copy(update={"precision": usable_precision(recipe.precision)[0]})
 
     def loop(self, recipe, rows=0):
         "A loop at the beginning of its first stage, its training rows repeated to `rows`."
@@ -79,6 +82,12 @@ class Place:
         switch(loop.system, loop.stage, loop.stage.epochs)
         loop.bar = SimpleNamespace(update=lambda n: None, set_postfix=lambda **k: None)
         return loop
+
+
+def small_view(name):
+    "A recipe's view on 64 x 96 values, where it is a picture."
+    shown = load_recipe(name).view
+    return f"Resize({shown}, 64, 96)" if len(view(shown).shape) == 3 else shown
 
 
 def make_place(data=None, folder=".", dry=None, **options):
@@ -122,13 +131,13 @@ def views(place):
     size = 2 if place.dry else 64
     data, rows = raw_batch(place, size), []
     for name, make in VIEWS.items():
-        try: view = make().eval()
+        try: drawn = make().eval()
         except (TypeError, ValueError, HmsError): continue          # a building block that needs arguments
-        view.fit([to_device(data, "cpu")])
-        view = view.to(place.device)
+        drawn.fit([to_device(data, "cpu")])
+        drawn = drawn.to(place.device)
         with torch.inference_mode():
-            rows.append({"view": name, "shape": "x".join(map(str, view.shape)),
-                         "images/s": rate(lambda view=view: view(data), place, size)})
+            rows.append({"view": name, "shape": "x".join(map(str, drawn.shape)),
+                         "images/s": rate(lambda drawn=drawn: drawn(data), place, size)})
         if place.dry and len(rows) == 3: break
     return rows
 
@@ -138,7 +147,8 @@ def training(place):
     rows = []
     for name in place.some(place.recipes, 1):
         data = {"dir": str(place.folder), "cache": place.cache, "events": place.events}
-        sets = ["net.pretrained=none"] * (name != "resnet1d_gru") + ["batch_size=4"] * place.dry
+        sets = ["net.pretrained=none"] * (name != "resnet1d_gru")
+        if place.dry: sets += ["batch_size=4", f"view={small_view(name)}"]
         scale, updates, rounds = ("demo", 1, 1) if place.dry else ("full", 10, 7)
         got = bench_training.measure(name, data, updates, rounds, scale, sets)
         place.rates[name] = None if place.dry else got["ours"]
