@@ -21,8 +21,8 @@ from ..simulate.competition import plan, render
 from ..views.algebra import View
 from ..views.pictures import view_image
 from ..views.raw import Stacked
+from ..views.sequences import Bundle
 from ..views.systems import view
-from ..views.transforms import Bundle
 
 # %% ../../nbs/10_evaluation/14_compare.ipynb #90f22261
 def simulated_window(

@@ -16,6 +16,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 
 # %% ../../nbs/10_evaluation/07_page.ipynb #ecb42a9f
