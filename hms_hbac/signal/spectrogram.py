@@ -118,10 +118,7 @@ def mel_power(x: torch.Tensor,
     return _by_rows(rows, x, frames * 4 * n_mels)
 
 # %% ../../nbs/02_signal/02_spectrogram.ipynb #621e3a2c
-def decibels(power: torch.Tensor,
-             top: float = 80.0,     # the range kept
-             floor: float = 1e-10,  # power below counts as this
-             ) -> torch.Tensor:
+def decibels(power: torch.Tensor, top: float = 80.0, floor: float = 1e-10) -> torch.Tensor:
     "librosa's power_to_db(ref=max) of each (..., F, frames) picture: 0 at its maximum, cut at -`top`."
     peak = power.amax((-2, -1), keepdim=True).clamp(min=floor)
     return power.clamp(min=floor).div_(peak).log10_().mul_(10).clamp_(min=-top)
@@ -138,12 +135,8 @@ def middle(x: torch.Tensor, seconds: float, rate: float = EEG_RATE) -> torch.Ten
 # %% ../../nbs/02_signal/02_spectrogram.ipynb #61bbc5cc
 @full_precision
 def log_mel(x: torch.Tensor,
-            height: int = 128,  # mel bands
-            width: int = 256,   # frames
-            seconds: float = None,
-            scale: bool = True,
-            rate: float = EEG_RATE,
-            ) -> torch.Tensor:
+            height: int = 128, width: int = 256,  # mel bands, frames
+            seconds: float = None, scale: bool = True, rate: float = EEG_RATE) -> torch.Tensor:
     """Log-mel picture of each row: (..., T) -> (..., `height`, `width`), low to high frequency, 0 to 20 Hz.
 
     `seconds` takes the middle of the window first (see `middle`). NaN becomes the row's mean, a row of NaN 0.
@@ -237,8 +230,8 @@ def host_tapers(bandwidth: float = 2, count: int = 3) -> np.ndarray:
 # %% ../../nbs/02_signal/02_spectrogram.ipynb #99df3a54
 @lru_cache(maxsize=16)
 def _taper_matrices(dtype, device):
-    """For the sum and for the difference of a window's halves: (400, r) and (r, 3 * 100), whose product are the
-    cosines and sines of all tapers at the host's bins."""
+    """For the sum and for the difference of a window's halves: (400, r) and (r, 3 * 100), whose product
+    are the cosines and sines of all tapers at the host's bins."""
     center, bins = (HOST_WINDOW - 1) / 2, np.arange(HOST_FFT)[HOST_BINS] / HOST_FFT
     parts = [np.split(_dft(taper, bins, center), 2, axis=1) for taper in host_tapers()]
     out = []
@@ -246,8 +239,8 @@ def _taper_matrices(dtype, device):
         columns = np.concatenate([parts[k][(turn + k) % 2] for k in range(3)], 1)[:HOST_WINDOW // 2]
         u, s, v = np.linalg.svd(columns, full_matrices=False)
         rank = -(-(s > 1e-12 * s[0]).sum() // 8) * 8                # processors like multiples of eight
-        slim = (u[:, :rank], s[:rank, None] * v[:rank])
-        out.append([torch.from_numpy(np.ascontiguousarray(m)).to(device, dtype) for m in slim])
+        slim = (u[:, :rank].copy(), s[:rank, None] * v[:rank])
+        out.append([torch.from_numpy(m).to(device, dtype) for m in slim])
     return out
 
 # %% ../../nbs/02_signal/02_spectrogram.ipynb #1ddbe834
@@ -292,9 +285,7 @@ def _gaps(valid, pad):
 
 
 @full_precision
-def host_spectrogram(eeg: torch.Tensor,
-                     pad: bool = True,  # as in `multitaper`
-                     ) -> torch.Tensor:
+def host_spectrogram(eeg: torch.Tensor, pad: bool = True) -> torch.Tensor:
     """The competition's own spectrogram from raw EEG: (..., 20, T) microvolts -> (..., 4, 100, S), panels
     in the order of `PANELS`.
 
