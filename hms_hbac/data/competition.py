@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TRAIN_IDS', 'TRAIN_OFFSETS', 'REPAIR', 'Fault', 'lines', 'number_faults', 'row_faults', 'read_train', 'as_ids',
-           'id_faults', 'read_test', 'train_table', 'fingerprint', 'Competition', 'load_train', 'load_test', 'events',
-           'add_folds']
+           'id_faults', 'read_test', 'train_table', 'fingerprint', 'CompetitionFiles', 'Competition', 'load_train',
+           'load_test', 'events', 'add_folds']
 
 # %% ../../nbs/03_data/02_competition.ipynb #d552e484
 import csv
@@ -155,35 +155,52 @@ def fingerprint(comp: "Competition") -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 # %% ../../nbs/03_data/02_competition.ipynb #f7cf3736
-class Competition:
-    "Kaggle's competition folder at `path`, or a simulated one; `DataError` names what is missing."
+class CompetitionFiles:
+    "Where files lie in Kaggle's competition folder at `path`, or a simulated one, and what they hold."
     def __init__(self, path: Path | str):
         self.path = Path(path)
         self.train_csv = train_table(self.path)
 
-    def __repr__(self): return f"Competition({str(self.path)!r})"
+    def __repr__(self): return f"{type(self).__name__}({str(self.path)!r})"
     def __reduce__(self): return type(self), (self.path,)
-    def eeg_path(self, id, split="train") -> Path: return self.path/f"{split}_eegs"/f"{file_id(id)}.parquet"
-    def spectrogram_path(self, id, split="train") -> Path:
+    def eeg_path(self, id: int, split: str = "train") -> Path:
+        "Where an EEG file lies."
+        return self.path/f"{split}_eegs"/f"{file_id(id)}.parquet"
+    def spectrogram_path(self, id: int, split: str = "train") -> Path:
+        "Where a spectrogram file lies."
         return self.path/f"{split}_spectrograms"/f"{file_id(id)}.parquet"
-    def read_eeg(self, id, split="train") -> Recording: return read_eeg(self.eeg_path(id, split))
-    def read_spectrogram(self, id, split="train") -> Spectrogram:
+    def read_eeg(self, id: int, split: str = "train") -> Recording:
+        "An EEG file; `DataError` where it cannot be read."
+        return read_eeg(self.eeg_path(id, split))
+    def read_spectrogram(self, id: int, split: str = "train") -> Spectrogram:
+        "A spectrogram file; `DataError` where it cannot be read."
         return read_spectrogram(self.spectrogram_path(id, split))
     def files(self, kind: str, split: str = "train") -> list[Path]:
         "Sorted parquet files of `kind` ('eegs' or 'spectrograms') whose name is a number."
         found = [p for p in (self.path/f"{split}_{kind}").glob("*.parquet") if p.stem.isdecimal()]
         return sorted(found, key=lambda p: int(p.stem))
 
+# %% ../../nbs/03_data/02_competition.ipynb #2db177aa
+class Competition(CompetitionFiles):
+    "Kaggle's competition folder at `path`, or a simulated one; `DataError` names what is missing."
     @cached_property
-    def train(self) -> pd.DataFrame: return load_train(self)
+    def train(self) -> pd.DataFrame:
+        "Label rows, as `check_train` leaves them; read once."
+        return load_train(self)
     @cached_property
     def _test(self): return load_test(self)
     @property
-    def test(self) -> pd.DataFrame: return self._test[0]
+    def test(self) -> pd.DataFrame:
+        "Test rows; read once."
+        return self._test[0]
     @property
-    def test_faults(self) -> list[Fault]: return self._test[1]
+    def test_faults(self) -> list[Fault]:
+        "What is wrong with test.csv; read once."
+        return self._test[1]
     @cached_property
-    def fingerprint(self) -> str: return fingerprint(self)
+    def fingerprint(self) -> str:
+        "Names and sizes of all training files in one word; made once."
+        return fingerprint(self)
 
 # %% ../../nbs/03_data/02_competition.ipynb #5d608e08
 def load_train(comp: Competition) -> pd.DataFrame:

@@ -37,9 +37,8 @@ from .files import MOST_FLOAT16, cut, file_crc, read_eeg, read_spectrogram, samp
 
 # %% ../../nbs/03_data/03_recordings.ipynb #a6536669
 def half(x: np.ndarray, piece: int = 2**14) -> np.ndarray:
-    """`x` (float32) as float16. torch rounds thirty times faster than numpy.
-
-    In pieces, because torch starts threads for more, and here the workers are the threads."""
+    """`x` (float32) as float16, by torch, thirty times faster than numpy; in pieces, because torch starts
+    threads for more, and here the workers are the threads."""
     out = np.empty(x.shape, np.float16)
     source, target = (torch.from_numpy(a.reshape(-1)) for a in (x, out))
     for i in range(0, x.size, piece): target[i:i + piece] = source[i:i + piece]
@@ -241,18 +240,18 @@ class Recordings:
     def __reduce__(self): return type(self), (self.cache,)
     def __repr__(self):
         return f"Recordings({str(self.cache)!r}): {', '.join(f'{len(t)} {k}' for k, t in self._at.items())}"
-    def whole(self, kind: str, id: int) -> np.ndarray: return map_recording(self, kind, id)
-    def rows(self, kind: str, id: int) -> int: return self._at[kind][id][2] if self.has(kind, id) else 0
     def has(self, kind: str, id: int) -> bool:
+        "Is there such a recording, and could it be read?"
         return id in self._at.get(kind, ()) and not self._at[kind][id][4]
     def start_s(self, id: int) -> float:
+        "Second of a spectrogram's first row on its file's clock."
         return self._at["spectrograms"][id][3] if self.has("spectrograms", id) else 1.0
 
-    def eeg(self, id: int, start_sample: int, n: int = EEG_SAMPLES, out=None) -> np.ndarray:
+    def eeg(self, id: int, start_sample: int, n: int = EEG_SAMPLES, out: np.ndarray = None) -> np.ndarray:
         "Window (20, n) float32 µV, NaN outside the recording."
         return cut(self.whole("eegs", id), start_sample, n, out)
 
-    def spectrogram(self, id: int, start_row: int, n: int = SPEC_STEPS, out=None) -> np.ndarray:
+    def spectrogram(self, id: int, start_row: int, n: int = SPEC_STEPS, out: np.ndarray = None) -> np.ndarray:
         "Window (4, 100, n) float32 power, NaN outside the recording."
         return unpack_power(cut(self.whole("spectrograms", id), start_row, n, out))
 
@@ -296,3 +295,6 @@ def map_shard(self: Recordings, kind: str, number: int) -> np.ndarray:
     if "samples" in told and samples_crc(flat, spans) != told["samples"]:
         raise damaged("a shard does not hold what was written (checksum)", path)
     return flat
+
+
+Recordings.whole = map_recording

@@ -8,6 +8,7 @@ __all__ = ['Source', 'FolderSource', 'window_starts', 'event_arrays', 'read_eeg_
 
 # %% ../../nbs/03_data/04_windows.ipynb #win00003
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,17 +33,20 @@ class FolderSource:
 
     def read(self, kind: str, id: int | str) -> Recording | Spectrogram:
         "The whole `Recording` or `Spectrogram` with its flags; `DataError` where unreadable."
-        if (kind, id) not in self._last:
-            read = self.comp.read_eeg if kind == "eegs" else self.comp.read_spectrogram
-            self._last[kind, id] = read(id, self.split)
-            while len(self._last) > self.keep: self._last.popitem(last=False)
-        else: self._last.move_to_end((kind, id))
-        return self._last[kind, id]
+        read = self.comp.read_eeg if kind == "eegs" else self.comp.read_spectrogram
+        found = self._last.pop((kind, id)) if (kind, id) in self._last else read(id, self.split)
+        self._last[kind, id] = found
+        while len(self._last) > self.keep: self._last.popitem(last=False)
+        return found
 
-    def start_s(self, id) -> float: return self.read("spectrograms", id).start_s
-    def eeg(self, id, start_sample: int, n: int = EEG_SAMPLES, out=None) -> np.ndarray:
+    def start_s(self, id: int) -> float:
+        "Second of a spectrogram's first row on its file's clock."
+        return self.read("spectrograms", id).start_s
+    def eeg(self, id: int, start_sample: int, n: int = EEG_SAMPLES, out: np.ndarray = None) -> np.ndarray:
+        "Window (20, n) float32 µV, NaN outside the recording."
         return cut(self.read("eegs", id).signal, start_sample, n, out)
-    def spectrogram(self, id, start_row: int, n: int = SPEC_STEPS, out=None) -> np.ndarray:
+    def spectrogram(self, id: int, start_row: int, n: int = SPEC_STEPS, out: np.ndarray = None) -> np.ndarray:
+        "Window (4, 100, n) float32 power, NaN outside the recording."
         return cut(self.read("spectrograms", id).power, start_row, n, out)
 
 # %% ../../nbs/03_data/04_windows.ipynb #359ee989
@@ -56,7 +60,7 @@ def window_starts(table: dict,
     shift = u * (table["eeg_offset_last"] - table["eeg_offset_first"])
     return table["eeg_offset_first"] + shift, table["spectrogram_offset_first"] + shift
 
-
+# %% ../../nbs/03_data/04_windows.ipynb #d2facbc0
 def event_arrays(events: pd.DataFrame) -> dict[str, np.ndarray]:
     "The columns that windows need. Without offsets (test.csv) they start at 0; without votes, no target."
     n, table = len(events), {}
@@ -107,7 +111,7 @@ class WindowDataset(torch.utils.data.Dataset):
         if np.ndim(index): return self.batch(index)
         return {k: v[0] for k, v in self.batch([int(index)]).items()}
 
-    def batch(self, indices, epoch: int = 0) -> dict[str, torch.Tensor]:
+    def batch(self, indices: Sequence[int], epoch: int = 0) -> dict[str, torch.Tensor]:
         """The batch of `indices`; `epoch` moves the draws. `DataError` where a recording cannot be read.
 
         eeg (B, 20, 10000) µV, spectrogram (B, 4, 100, S), target (B, 6), n_votes, key and event_id (B,)."""

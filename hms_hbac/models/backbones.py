@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CLASSIFIERS', 'TABLES', 'CURE', 'image_needs', 'feature_grid', 'weights_file', 'read_weights', 'create_backbone',
-           'save_backbone', 'layout', 'overlap_patches', 'Backbone', 'take_out_finish']
+           'save_backbone', 'layout', 'overlap_patches', 'take_out_finish', 'Backbone']
 
 # %% ../../nbs/07_models/01_backbones.ipynb #950a14e0
 import difflib
@@ -30,7 +30,9 @@ def _probe(name):
         raise RecipeError(f"timm has no backbone {name!r} ({e})", cure=cure) from None
 
 
-def image_needs(name: str):     # a timm name, with or without its tag
+def image_needs(name: str,  # a timm name, with or without its tag
+                ) -> tuple[tuple[int, int], tuple[int, int] | None]:
+    # a timm name, with or without its tag
     "((multiple of H, multiple of W), patch size or None) of a timm backbone."
     net = _probe(name)
     if type(net).__name__ == "MaxxVit": return (32, 32), None
@@ -40,7 +42,10 @@ def image_needs(name: str):     # a timm name, with or without its tag
     return (1, 1), None
 
 # %% ../../nbs/07_models/01_backbones.ipynb #48a182e7
-def feature_grid(net: nn.Module, shape: tuple):     # any module that takes (B, *shape)
+def feature_grid(net: nn.Module,  # any module that takes (B, *shape)
+                 shape: tuple,
+                 ) -> tuple[int, int, int]:
+    # any module that takes (B, *shape)
     """(D, h, w) of the feature map of `net` for an image of `shape` (C,H,W): a dry run without memory or
     arithmetic."""
     fake = {k: t.detach().to("meta") for k, t in [*net.named_parameters(), *net.named_buffers()]}
@@ -58,7 +63,7 @@ def feature_grid(net: nn.Module, shape: tuple):     # any module that takes (B, 
     return tuple(out.shape[1:])
 
 # %% ../../nbs/07_models/01_backbones.ipynb #3d3a3d69
-def weights_file(backbone: str, folder):
+def weights_file(backbone: str, folder: Path | str) -> Path:
     """The path `<folder>/<backbone>.safetensors`; a `CheckpointError` that lists the folder where it is
     missing."""
     folder, name = Path(folder), f"{backbone}.safetensors"
@@ -70,8 +75,8 @@ def weights_file(backbone: str, folder):
         raise CheckpointError(f"no {name} in this folder; it holds {there}", where=folder, cure=cure)
     return folder/name
 
-
-def read_weights(path):
+# %% ../../nbs/07_models/01_backbones.ipynb #cf41f3ee
+def read_weights(path: Path | str) -> dict[str, torch.Tensor]:
     """The tensors of a safetensors file, name -> tensor; `CheckpointError` for a broken file and for numbers
     that are no weights."""
     from safetensors.torch import load_file
@@ -134,8 +139,8 @@ def _create(backbone, pretrained, options):
 def create_backbone(
     backbone: str,                # timm's name
     pretrained: str = "none",     # none (random), hub (download), or a folder with `<backbone>.safetensors`
-    **options,                    # go to timm
-):
+    **options: object,                    # go to timm
+) -> nn.Module:
     """timm's model without classifier, with the weights asked for or a `CheckpointError`; never a silent
     random start."""
     where = "timm's hub" if pretrained == "hub" else f"{pretrained}/{backbone}.safetensors"
@@ -153,8 +158,8 @@ def create_backbone(
     for cfg in (net.pretrained_cfg, net.default_cfg): cfg.pop("state_dict", None)
     return net
 
-
-def save_backbone(backbone: str, folder, net: nn.Module = None):
+# %% ../../nbs/07_models/01_backbones.ipynb #1b368dc4
+def save_backbone(backbone: str, folder: Path | str, net: nn.Module = None) -> Path:
     """Write `<folder>/<backbone>.safetensors`: the hub's weights, or those of a timm model `net`. Returns the
     path."""
     from safetensors.torch import save_file
@@ -165,7 +170,7 @@ def save_backbone(backbone: str, folder, net: nn.Module = None):
     return path
 
 # %% ../../nbs/07_models/01_backbones.ipynb #7f6d85cd
-def layout(name: str, shape: tuple, patch_stride: int = None):
+def layout(name: str, shape: tuple, patch_stride: int = None) -> tuple[tuple, tuple | None, tuple]:
     "(padded (H,W), token grid or None, (H,W) to build timm's model for) of an image of `shape` (C,H,W)."
     multiple, patch = image_needs(name)
     whole = tuple(math.ceil(s / m) * m for s, m in zip(shape[1:], multiple, strict=True))
@@ -178,12 +183,20 @@ def layout(name: str, shape: tuple, patch_stride: int = None):
     return size, grid, tuple(g * p for g, p in zip(grid, patch, strict=True))
 
 
-def overlap_patches(net: nn.Module, stride: int):
+def overlap_patches(net: nn.Module, stride: int) -> None:
     """Let the patches of a timm ViT start every `stride` pixels; its position embedding must already have
     that many places."""
     net.patch_embed.proj.stride = (stride, stride)
     # timm's check of the image size knows disjoint patches only
     net.patch_embed.img_size = None
+
+# %% ../../nbs/07_models/01_backbones.ipynb #23498b10
+def take_out_finish(net: nn.Module) -> None:
+    "Remove what timm does between pooling and classifier, so that no parameter is left without a gradient."
+    # others pool after these
+    late = ("conv_head", "norm_head", "act2") if type(net).__name__ == "MobileNetV3" else ()
+    for name in ("head", "fc_norm", *late):
+        if hasattr(net, name): setattr(net, name, nn.Identity())
 
 # %% ../../nbs/07_models/01_backbones.ipynb #ad6ce149
 class Backbone(nn.Module):
@@ -212,24 +225,17 @@ class Backbone(nn.Module):
         self.whole = finish
         if not finish: take_out_finish(self.net)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        "(B, C, H, W) -> the feature map (B, D, h, w)."
         pad = (0, self.size[1] - x.shape[-1], 0, self.size[0] - x.shape[-2])
         x = self.net.forward_features(F.pad(x, pad) if any(pad) else x)
         if self.token: return x[:, :self.prefix].mean(1)[..., None, None]
         if self.grid: return x[:, self.prefix:].transpose(1, 2).unflatten(2, self.grid)
         return x.permute(0, 3, 1, 2) if self.channels_last else x
 
-    def finish(self, x):
+    def finish(self, x: torch.Tensor) -> torch.Tensor:
         "(B,D) pooled -> (B,D'): what timm does between pooling and classifier."
         if not self.whole: return x
         if self.grid: return getattr(self.net, "fc_norm", nn.Identity())(x)
         return self.net.forward_head(x[:, None, None, :] if self.channels_last else x[..., None, None],
                                      pre_logits=True)
-
-
-def take_out_finish(net: nn.Module):
-    "Remove what timm does between pooling and classifier, so that no parameter is left without a gradient."
-    # others pool after these
-    late = ("conv_head", "norm_head", "act2") if type(net).__name__ == "MobileNetV3" else ()
-    for name in ("head", "fc_norm", *late):
-        if hasattr(net, name): setattr(net, name, nn.Identity())

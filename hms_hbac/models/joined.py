@@ -15,12 +15,10 @@ from ..views.sequences import unpacked
 # %% ../../nbs/07_models/06_joined.ipynb #b40b068f
 class Joined(nn.Module):
     """(B, 1, rows, width) parts under each other -> logits (B,6); with `auxiliary` in training (B, 1 + parts,
-    6).
-
-    `parts`: networks with `shape`, `features` (how many) and `vector(x)`, such as `ImageModel` and `WaveNet`;
-    `shape`: (1, rows, width) as the view `Bundle` lays their pictures, or (parts, H, W) with a channel for
-    each."""
-    def __init__(self, parts, shape: tuple, auxiliary: bool = False, dropout: float = 0.):
+    6). `parts`: networks with `shape`, `features` (how many) and `vector(x)`, such as `ImageModel`; `shape`:
+    (1, rows, width) as the view `Bundle` lays their pictures, or (parts, H, W) with a channel for each."""
+    def __init__(self, parts: list[nn.Module], shape: tuple, auxiliary: bool = False,
+                 dropout: float = 0.):
         super().__init__()
         self.parts, self.shape = nn.ModuleList(parts), tuple(shape)
         self.lines = [p.shape[0] * (p.shape[1] if len(p.shape) == 3 else -(-p.shape[1] // shape[2]))
@@ -29,11 +27,12 @@ class Joined(nn.Module):
         for p in parts: p.head = nn.Linear(p.features, len(CLASSES)) if auxiliary else None
         self.head = nn.Linear(sum(p.features for p in parts), len(CLASSES))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        "(B, 1, rows, width), or a channel for each part -> logits (B, 6), or all heads' (B, 1 + parts, 6)."
         if self.shape[0] > 1: pieces = x.split(1, 1)                # a channel for each part
         else:
-            pieces = [unpacked(y, p.shape) for p, y in zip(self.parts, x[:, 0].split(self.lines, 1),
-                                                           strict=True)]
+            lines = x[:, 0].split(self.lines, 1)
+            pieces = [unpacked(y, p.shape) for p, y in zip(self.parts, lines, strict=True)]
         vectors = [p.vector(piece) for p, piece in zip(self.parts, pieces, strict=True)]
         logits = self.head(self.dropout(torch.cat(vectors, 1)))
         if not (self.auxiliary and self.training): return logits

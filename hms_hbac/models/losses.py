@@ -18,7 +18,7 @@ from ..core import CLASSES, DataError, RecipeError, parse
 EPSILON = 1e-15                      # the host's clip
 
 
-def kl_rows(target, prob):
+def kl_rows(target: np.ndarray, prob: np.ndarray) -> np.ndarray:
     """KL divergence of each row, (N,) float64. `target`, `prob`: (N, 6) arrays, tensors or frames; `prob` is
     clipped as the host does."""
     y, p = (np.asarray(a, dtype=np.float64) for a in (target, prob))
@@ -29,8 +29,8 @@ def kl_rows(target, prob):
     p = np.clip(p, EPSILON, 1 - EPSILON)
     return np.where(seen, y * np.log(np.where(seen, y, 1) / p), 0).sum(-1)
 
-
-def competition_kl(target, prob):
+# %% ../../nbs/07_models/04_losses.ipynb #10fc977e
+def competition_kl(target: np.ndarray, prob: np.ndarray) -> float:
     """The competition's score, a float (0 is perfect, lower is better): the mean of `kl_rows`. `DataError`
     for rows the host would refuse."""
     y, p = (np.asarray(a, dtype=np.float64) for a in (target, prob))
@@ -56,7 +56,7 @@ VOTE_WEIGHTS = {"log": torch.log1p, "capped": lambda v: v.clamp(max=10), "log10"
                 "twentieth": lambda v: v / 20, "few": _few_weight, "fading": _few_weight}
 
 
-def vote_weights(kind: str, n_votes, progress: float = 0.):
+def vote_weights(kind: str, n_votes: torch.Tensor, progress: float = 0.) -> torch.Tensor:
     """Weight of each row by its votes v, (B,) float32. `None`: 1; `log`: ln(v + 1); `capped`: min(v, 10);
     `log10`: (10 + 2m)m with m = log10 v above 10 votes, else v; `twentieth`: v / 20; `few`: .3 below 4 votes,
     .5 below 8, else 1; `fading`: as `few` where `progress` is 0, and .02, .02, 1 where it is 1."""
@@ -69,7 +69,7 @@ def vote_weights(kind: str, n_votes, progress: float = 0.):
 
 # %% ../../nbs/07_models/04_losses.ipynb #d81e5e43
 @torch.no_grad()
-def entmax(logits, alpha: float):
+def entmax(logits: torch.Tensor, alpha: float) -> torch.Tensor:
     """Probabilities (..., K) float32 of logits, without gradient: softmax at `alpha` 1, sparsemax at 2,
     between them ever more zeros (Peters, Niculae, Martins, arXiv:1905.05702)."""
     if not 1 <= alpha <= 2:
@@ -87,8 +87,10 @@ def entmax(logits, alpha: float):
 
 # %% ../../nbs/07_models/04_losses.ipynb #7ce46ae0
 class Addable:
-    "`a + b` and `2 * a` of losses: a list of (factor, loss) terms."
-    def terms(self): return [(1, self)]
+    "What a loss says about itself: its terms, for `a + b` and `2 * a`, its options, its expression."
+    def terms(self) -> list[tuple[float, "Loss"]]:
+        "(factor, loss) of each part."
+        return [(1, self)]
 
     def __add__(self, other):
         return Sum(self.terms() + other.terms()) if isinstance(other, Addable) else NotImplemented
@@ -97,6 +99,18 @@ class Addable:
         return Sum([(w * k, t) for w, t in self.terms()]) if isinstance(k, (int, float)) else NotImplemented
 
     __rmul__ = __mul__
+
+    def unweighted(self) -> "Loss":
+        "The same loss for rows that all count alike, as the warm-up wants it."
+        return type(self)(**{k: v for k, v in self.options().items() if k != "weights"})
+
+    def options(self) -> dict:
+        "Arguments that differ from their defaults."
+        given = {"weights": self.weights, "auxiliary": self.auxiliary, "sparse": self.sparse}
+        return {k: v for k, v in given.items() if v}
+
+    def __repr__(self):
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.options().items())})"
 
 # %% ../../nbs/07_models/04_losses.ipynb #3c40887d
 class Loss(Addable, nn.Module):
@@ -112,9 +126,13 @@ class Loss(Addable, nn.Module):
         if sparse is not None: entmax(torch.zeros(1, 2), sparse)
         self.weights, self.auxiliary, self.sparse = weights, auxiliary, sparse
 
-    def rows(self, logits, target): raise NotImplementedError    # what each row costs, (B,)
+    def rows(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        "What each row costs, (B,)."
+        raise NotImplementedError
 
-    def forward(self, logits, target, n_votes=None, progress: float = 0.):
+    def forward(self, logits: torch.Tensor, target: torch.Tensor, n_votes: torch.Tensor = None,
+                progress: float = 0.) -> torch.Tensor:
+        "The loss, a number: the mean over rows, weighted where `weights` says so."
         if self.weights is not None and n_votes is None:
             raise RecipeError(f"{self!r} weighs rows by votes, but got none", where="loss",
                               cure="pass n_votes")
@@ -125,32 +143,22 @@ class Loss(Addable, nn.Module):
             if self.weights is None: return rows.mean()
             return (vote_weights(self.weights, n_votes, progress) * rows).mean()
 
-    def probabilities(self, logits):
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         "What logits trained under this loss mean, (B, 6) float32 summing to 1."
         return entmax(logits, self.sparse) if self.sparse else logits.float().softmax(-1)
-
-    def unweighted(self):
-        "The same loss for rows that all count alike, as the warm-up wants it."
-        return type(self)(**{k: v for k, v in self.options().items() if k != "weights"})
-
-    def options(self):
-        given = {"weights": self.weights, "auxiliary": self.auxiliary, "sparse": self.sparse}
-        return {k: v for k, v in given.items() if v}
-
-    def __repr__(self):
-        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.options().items())})"
 
 # %% ../../nbs/07_models/04_losses.ipynb #ef352170
 class Sum(Loss):
     "A weighted sum of losses; made by `+` and `*`."
-    def __init__(self, terms):
+    def __init__(self, terms: list[tuple[float, Loss]]):
         super().__init__()
         self.factors, self.parts = [w for w, _ in terms], nn.ModuleList([t for _, t in terms])
 
-    def terms(self): return list(zip(self.factors, self.parts, strict=True))
-    def unweighted(self): return Sum([(w, t.unweighted()) for w, t in self.terms()])
-    def probabilities(self, logits): return self.parts[0].probabilities(logits)
-    def forward(self, logits, target, n_votes=None, progress: float = 0.):
+    def terms(self) -> list[tuple[float, Loss]]: return list(zip(self.factors, self.parts, strict=True))
+    def unweighted(self) -> "Sum": return Sum([(w, t.unweighted()) for w, t in self.terms()])
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor: return self.parts[0].probabilities(logits)
+    def forward(self, logits: torch.Tensor, target: torch.Tensor, n_votes: torch.Tensor = None,
+                progress: float = 0.) -> torch.Tensor:
         return sum(w * t(logits, target, n_votes, progress) for w, t in self.terms())
     def __repr__(self): return " + ".join(f"{t!r}" if w == 1 else f"{w!r} * {t!r}" for w, t in self.terms())
 
@@ -166,31 +174,33 @@ class KL(Loss):
                               cure="use 'batchmean' or 'mean'")
         self.reduction = reduction
 
-    def rows(self, logits, target):
+    def rows(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         kl = (torch.xlogy(target, target) - target * logits.log_softmax(-1)).sum(-1)
         return kl / len(CLASSES) if self.reduction == "mean" else kl
 
-    def options(self):
+    def options(self) -> dict:
         return super().options() | ({} if self.reduction == "batchmean" else {"reduction": self.reduction})
 
 # %% ../../nbs/07_models/04_losses.ipynb #2b88fe98
 class CE(Loss):
     "Cross-entropy with soft labels: KL plus the target's own entropy, so the same gradient."
-    def rows(self, logits, target): return -(target * logits.log_softmax(-1)).sum(-1)
+    def rows(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return -(target * logits.log_softmax(-1)).sum(-1)
 
 
 class MSE(Loss):
     "Mean squared difference between softmax and shares, over rows and classes."
-    def rows(self, logits, target): return (logits.softmax(-1) - target).square().mean(-1)
+    def rows(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return (logits.softmax(-1) - target).square().mean(-1)
 
 
 class BCE(Loss):
     """Binary cross-entropy of each class with its share as soft label, over rows and classes. Probabilities:
     sigmoids divided by their sum."""
     def __init__(self, weights: str = None, auxiliary: float = 0.): super().__init__(weights, auxiliary)
-    def rows(self, logits, target):
+    def rows(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         return F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(-1)
-    def probabilities(self, logits):
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         p = logits.float().sigmoid().clamp(min=1e-7)
         return p / p.sum(-1, keepdim=True)
 
@@ -198,7 +208,7 @@ class BCE(Loss):
 LOSSES = {"KL": KL, "CE": CE, "MSE": MSE, "BCE": BCE}
 
 
-def loss(expr):
+def loss(expr: str | Loss) -> Loss:
     """The `Loss` that an expression such as `2 * CE() + KL(weights='log')` describes; a `Loss` is passed
     through."""
     built = expr if isinstance(expr, Loss) else parse(expr, LOSSES, where="loss")
@@ -207,12 +217,12 @@ def loss(expr):
     return built
 
 # %% ../../nbs/07_models/04_losses.ipynb #3588ddcd
-def smooth_shares(target, eps):
+def smooth_shares(target: torch.Tensor, eps: float) -> torch.Tensor:
     "Shares (B, 6) moved a part `eps` of the way to uniform (Szegedy et al., arXiv:1512.00567)."
     return (1 - eps) * target + eps / len(CLASSES)
 
 
-def smooth_counts(target, n_votes, eps):
+def smooth_counts(target: torch.Tensor, n_votes: torch.Tensor, eps: float) -> torch.Tensor:
     "Shares (B, 6) after adding `eps` votes to each class: `n_votes` (B,) decides how much that changes."
     n = n_votes[:, None].to(target.dtype)
     return (target * n + eps) / (n + len(CLASSES) * eps)

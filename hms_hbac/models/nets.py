@@ -16,13 +16,12 @@ from torch import nn
 from ..core import RecipeError
 from .image import AST, ImageModel
 from .joined import Joined
-from .sequence import WaveNet, resnet1d_gru
+from .sequence import Squeezeformer, WaveNet, resnet1d_gru
 from hms_hbac.models.winners import (
     X3D,
     EfficientNet1d,
     LeftRightEncoder,
     SharedConvPicture,
-    Squeezeformer,
     TiledPictures,
     WavePicture,
 )
@@ -32,19 +31,23 @@ class Part(BaseModel):
     "A part of a recipe: unknown keys are errors."
     model_config = ConfigDict(extra="forbid", validate_default=True)
 
+    def build(self, shape: tuple) -> nn.Module:
+        "The network of this part for a view of `shape`; each kind of network writes its own."
+        raise NotImplementedError
+
 
 Votes = Annotated[int, Field(ge=0)]
 Count = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
-
-def later(default):
+# %% ../../nbs/07_models/08_nets.ipynb #30138f55
+def later(default: object) -> object:
     "A key that came later: left at its default, it does not change the hash of a recipe."
     return Field(default, json_schema_extra={"later": True})
 
 
-def settled(part):
+def settled(part: object) -> object:
     "The mapping that identifies a `Part`: every key, without those of `later` at their defaults."
     if isinstance(part, (list, tuple)): return [settled(p) for p in part]
     if not isinstance(part, Part): return part
@@ -73,7 +76,7 @@ class TimmNet(Part):
         return ImageModel(shape=image(self, shape), **self.model_dump(exclude={"kind"}))
 
 
-def image(part: Part, shape: tuple):
+def image(part: Part, shape: tuple) -> tuple:
     "`shape`, if it is (C, H, W)."
     if len(shape) == 3: return shape
     raise RecipeError(f"net {part.kind!r} reads an image (C, H, W), but the view gives a sequence {shape}",
@@ -94,13 +97,13 @@ class AudioNet(Part):
         return AST(image(self, shape), **self.model_dump(exclude={"kind"}))
 
 # %% ../../nbs/07_models/08_nets.ipynb #8e01f634
-def sequence(part: Part, shape: tuple):
+def sequence(part: Part, shape: tuple) -> tuple:
     "`shape`, if it is (C, T)."
     if len(shape) == 2: return shape
     raise RecipeError(f"net {part.kind!r} reads a sequence (C, T), but the view gives an image {shape}",
                       where="net")
 
-
+# %% ../../nbs/07_models/08_nets.ipynb #39aff2f6
 class GruNet(Part):
     "ResNet1D-GRU on derivations."
     kind: Literal["resnet1d_gru"]
@@ -241,8 +244,8 @@ class JoinedNet(Part):
 Net = Annotated[TimmNet | AudioNet | GruNet | WaveNetNet | SqueezeNet | ConvNet1d | DrawnNet | SidesNet |
                 VolumeNet | TiledNet | JoinedNet, Field(discriminator="kind")]
 
-
-def build_net(net: Part, view) -> nn.Module:
+# %% ../../nbs/07_models/08_nets.ipynb #3d10ffe8
+def build_net(net: Part, view: nn.Module) -> nn.Module:
     "The network of a recipe for a view (`shape`, and for a joined network `parts`)."
     if net.kind not in ("joined", "tiled"): return net.build(view.shape)
     return net.build(view.shape, getattr(view, "parts", []))

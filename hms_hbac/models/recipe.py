@@ -11,16 +11,18 @@ __all__ = ['LARGEST', 'DEEPEST', 'BOOL', 'RECIPES', 'SCALES', 'PlainLoader', 're
 import os
 import re
 import stat
+from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
 
+import pandas as pd
 import torch
 import yaml
 
-from ..augment.image import augment
-from ..core import EEG_SAMPLES, SPEC_BINS, RecipeError, atomic_write
+from ..augment.mixing import augment
+from ..core import EEG_SAMPLES, SPEC_BINS, SPEC_STEPS, RecipeError, atomic_write
 from .image import System
-from .nets import build_net
+from .nets import Part, build_net
 from .nets import settled as settled
 from .scales import demo_scale, reduced, small_scale
 from .schema import Recipe, validate
@@ -34,7 +36,8 @@ class PlainLoader(yaml.SafeLoader):
     "YAML without tags for Python, without anchors and aliases, and not too deep."
     level = 0
 
-    def compose_node(self, parent, index):
+    def compose_node(self, parent: yaml.Node, index: object) -> yaml.Node:
+        "The next node, unless it is an alias or too deep."
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             raise yaml.composer.ComposerError(None, None, "anchors and aliases (& and *) are not read",
@@ -53,7 +56,7 @@ PlainLoader.yaml_implicit_resolvers = {first: [r for r in given if r[0] != BOOL]
 PlainLoader.add_implicit_resolver(BOOL, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 
 # %% ../../nbs/07_models/11_recipe.ipynb #f7118176
-def read_yaml(text: str, where):
+def read_yaml(text: str, where: Path | str) -> object:
     """The value of a YAML text, with numbers such as 1e-3 read as numbers; `RecipeError` for what is no plain
     YAML."""
     try: return _numbers(yaml.load(text, Loader=PlainLoader))
@@ -74,12 +77,12 @@ def _numbers(node):
 RECIPES = files("hms_hbac")/"recipes"
 
 
-def list_recipes():
+def list_recipes() -> list[str]:
     "Names of the recipes that come with the package, sorted."
     return sorted(p.name[:-5] for p in RECIPES.iterdir() if p.name.endswith(".yaml"))
 
 
-def read_file(path):
+def read_file(path: Path | str) -> str:
     """The text of a recipe file; `RecipeError` for a folder, a device, a link that leads nowhere and a file
     that is far too large."""
     try:
@@ -109,7 +112,7 @@ def _read(name):
     return raw, path
 
 
-def merge(base: dict, over: dict):
+def merge(base: dict, over: dict) -> dict:
     """Deep merge of two dicts; lists and scalars of `over` replace, a change of a part's `kind` replaces the
     part."""
     out = dict(base)
@@ -120,7 +123,7 @@ def merge(base: dict, over: dict):
     return out
 
 # %% ../../nbs/07_models/11_recipe.ipynb #fb68628e
-def raw_recipe(name):
+def raw_recipe(name: Path | str) -> dict:
     "A recipe's mapping with what it inherits filled in."
     raw, path = _read(name)
     parent = raw.pop("inherits", None)
@@ -133,7 +136,7 @@ def raw_recipe(name):
     return merge({k: v for k, v in base.items() if k not in ("original", "ours", "avoided")}, raw)
 
 
-def override(raw: dict, sets, where):
+def override(raw: dict, sets: Iterable[str], where: Path | str) -> dict:
     "The mapping `raw` with each `key.key=value` of `sets` put in."
     for item in sets:
         key, eq, value = item.partition("=")
@@ -151,10 +154,10 @@ SCALES = {"demo": demo_scale, "small": small_scale}
 
 
 def load_recipe(
-    name,                    # a packaged recipe, or a YAML file
+    name: Path | str,                    # a packaged recipe, or a YAML file
     scale: str = "full",     # or demo, or small
-    set=(),                  # overrides key=value
-):
+    set: Iterable[str] = (),                  # overrides key=value
+) -> Recipe:
     "A `Recipe`; `RecipeError` names each fault."
     if scale not in ("full", *SCALES):
         raise RecipeError(f"unknown scale {scale!r}", where=name, cure="full, demo or small")
@@ -167,41 +170,41 @@ def load_recipe(
     return validate(override(made, set, name), where=name)
 
 # %% ../../nbs/07_models/11_recipe.ipynb #61dd3121
-def build(recipe: Recipe):
+def build(recipe: Recipe) -> System:
     "The `System` of a recipe: signal augmentation, view, image augmentation, network."
     v = view(recipe.view)
     return System(v, build_net(recipe.net, v), [augment(a) for a in recipe.signal_augment],
                   [augment(a) for a in recipe.image_augment])
 
 
-def recipe_yaml(recipe: Recipe):
+def recipe_yaml(recipe: Recipe) -> str:
     "The recipe as YAML with every default filled in."
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, width=120, allow_unicode=True)
 
 
-def save_recipe(recipe: Recipe, path):
+def save_recipe(recipe: Recipe, path: Path | str) -> None:
     """Write the whole recipe, defaults resolved, as YAML (atomically); `load_recipe` of that file gives it
     back."""
     with atomic_write(path) as tmp: tmp.write_text(recipe_yaml(recipe), encoding="utf-8")
 
-
-def example_batch(system: System, size: int = 2, seed: int = 0):
+# %% ../../nbs/07_models/11_recipe.ipynb #e606c6f2
+def example_batch(system: System, size: int = 2, seed: int = 0) -> dict:
     "A random batch that fits `system`'s view: for shape traces, parameter counts and tests."
     g = torch.Generator().manual_seed(seed)
-    steps = max(system.view.spec_steps, 1)
+    steps = SPEC_STEPS if "spectrogram" in system.view.needs else 1
     return {"eeg": 50 * torch.randn(size, 20, EEG_SAMPLES, generator=g),
             "spectrogram": torch.randn(size, 4, SPEC_BINS, steps, generator=g).exp(),
-            "target": torch.full((size, 6), 1 / 6), "n_votes": torch.full((size,),
-                                                                          12.), "key": torch.arange(size)}
+            "target": torch.full((size, 6), 1 / 6), "n_votes": torch.full((size,), 12.),
+            "key": torch.arange(size)}
 
 # %% ../../nbs/07_models/11_recipe.ipynb #513506fd
-def count_parameters(recipe: Recipe):
+def count_parameters(recipe: Recipe) -> int:
     "Parameters of the recipe's network, without memory or downloads."
     net = without_downloads(recipe.net)
     with torch.device("meta"): return sum(p.numel() for p in build_net(net, view(recipe.view)).parameters())
 
 
-def without_downloads(net):
+def without_downloads(net: Part) -> Part:
     "The same network part with `pretrained: none`, its parts' included."
     if hasattr(net, "parts"):
         return net.model_copy(update={"parts": [without_downloads(p) for p in net.parts]})
@@ -209,7 +212,7 @@ def without_downloads(net):
     return net.model_copy(update={"pretrained": "none"}) if hasattr(net, "pretrained") else net
 
 
-def net_name(net):
+def net_name(net: Part) -> str:
     "A network in one word: the backbone's or the kind's; the parts' joined by +."
     if hasattr(net, "parts"): return " + ".join(map(net_name, net.parts))
     if hasattr(net, "image"): return f"{getattr(net, 'stacking', net.kind)} -> {net.image.backbone}"
@@ -217,11 +220,10 @@ def net_name(net):
 
 # %% ../../nbs/07_models/11_recipe.ipynb #2307fcdc
 def recipe_table(
-    names=None,                  # default: all
+    names: Iterable[str] = None,                  # default: all
     parameters: bool = True,     # count them (slower)
-):
+) -> pd.DataFrame:
     "DataFrame of name, input shape, network, epochs, parameters and origin, one row per recipe."
-    import pandas as pd
     out = []
     for name in names or list_recipes():
         r = load_recipe(name)

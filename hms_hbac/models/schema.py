@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from ..augment.image import augment
+from ..augment.mixing import augment
 from ..core import RecipeError
 from .losses import loss
 from .nets import Count, Net, Part, Positive, Share, TimmNet, Votes, later
@@ -141,7 +141,7 @@ class Stage(Part):
     def _fits(self): return check_stage(self)
 
 # %% ../../nbs/07_models/09_schema.ipynb #17ef7feb
-def check_stage(stage: Stage):
+def check_stage(stage: Stage) -> Stage:
     "The stage, or `ValueError` for bounds that contradict each other."
     def fault(what): raise ValueError(f"stage {stage.name!r}: {what}")
     if stage.max_votes is not None and stage.max_votes < stage.min_votes:
@@ -161,7 +161,7 @@ SEQUENCE_NETS = ("resnet1d_gru", "wavenet", "squeezeformer", "efficientnet1d", "
 PACK_NETS = ("joined",)
 
 
-def check_shape(net: Part, shape: tuple, parts: list = ()):
+def check_shape(net: Part, shape: tuple, parts: list = ()) -> None:
     "`ValueError` where a network cannot read what a view of `shape` (and `parts`, if it bundles) makes."
     if net.kind in PACK_NETS:
         parts = parts or ([(1, *shape[1:])] * shape[0] if shape[0] == len(net.parts) else [])
@@ -179,7 +179,7 @@ def check_shape(net: Part, shape: tuple, parts: list = ()):
         raise ValueError("width attention and the SED head both weigh the columns: choose one")
 
 # %% ../../nbs/07_models/09_schema.ipynb #66395af5
-def check_parts(recipe: "Recipe"):
+def check_parts(recipe: "Recipe") -> "Recipe":
     "The recipe, or `ValueError` for parts that cannot be built or do not go together."
     try:
         drawn = view(recipe.view)
@@ -198,7 +198,7 @@ def check_parts(recipe: "Recipe"):
     return recipe
 
 # %% ../../nbs/07_models/09_schema.ipynb #f8332472
-def check_stages(recipe: "Recipe"):
+def check_stages(recipe: "Recipe") -> "Recipe":
     """The recipe, or `ValueError` for stages that do not follow from one another or are judged by other rows
     than they see."""
     first, last = recipe.stages[0], recipe.stages[-1]
@@ -269,7 +269,7 @@ class Recipe(About):
     def _fits(self): return check_stages(check_parts(self))
 
 # %% ../../nbs/07_models/09_schema.ipynb #f7a0e38e
-def validate(raw: dict, where: str = "recipe"):
+def validate(raw: dict, where: str = "recipe") -> Recipe:
     "A `Recipe` from a mapping; `RecipeError` lists every fault with its key."
     try: return Recipe.model_validate(raw)
     except ValidationError as e: faults = [fault_text(err) for err in e.errors()]
@@ -278,6 +278,6 @@ def validate(raw: dict, where: str = "recipe"):
                       cure="`hms-hbac recipes NAME` prints every key with its default")
 
 
-def fault_text(error: dict):
+def fault_text(error: dict) -> str:
     "One of pydantic's errors as `key: what`."
     return f"{'.'.join(map(str, error['loc'])) or 'recipe'}: {error['msg'].removeprefix('Value error, ')}"

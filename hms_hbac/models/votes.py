@@ -10,6 +10,7 @@ __all__ = ['IIIC_ORDER', 'KNOWN', 'REST', 'READY', 'Mixture', 'log_kinds', 'post
 
 # %% ../../nbs/07_models/05_votes.ipynb #43423e07
 import re
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -56,7 +57,7 @@ def posterior_shares(counts: np.ndarray, mixture: Mixture) -> np.ndarray:
 IIIC_ORDER = ("other", "seizure", "lpd", "gpd", "lrda", "grda")      # what 0 … 5 mean in the study's files
 
 
-def read_ratings(file) -> tuple[np.ndarray, np.ndarray]:
+def read_ratings(file: Path | str) -> tuple[np.ndarray, np.ndarray]:
     """Votes (N, 6) in the order of `CLASSES` and the subject of each segment (N,); `DataError` if the file is
     no such table."""
     from scipy.io import loadmat
@@ -77,7 +78,7 @@ def read_ratings(file) -> tuple[np.ndarray, np.ndarray]:
     return votes, np.array([re.sub(r"_\d+$", "", k) for k in keys])
 
 # %% ../../nbs/07_models/05_votes.ipynb #8d401c09
-def read_votes(file) -> tuple[np.ndarray, np.ndarray]:
+def read_votes(file: Path | str) -> tuple[np.ndarray, np.ndarray]:
     """Votes (N, 6) of the segments with at least one vote, and their patients (N,); `DataError` for what is
     no table of counts."""
     file = Path(file)
@@ -89,14 +90,14 @@ def read_votes(file) -> tuple[np.ndarray, np.ndarray]:
     return votes[some], patients[some]
 
 
-def read_frame(file):
+def read_frame(file: Path | str) -> pd.DataFrame:
     "A CSV or parquet file as a DataFrame, or a `DataError` that names it."
     try: return pd.read_parquet(file) if Path(file).suffix == ".parquet" else pd.read_csv(file)
     except Exception as e:
         raise DataError(f"not readable as a table ({type(e).__name__})", where=file) from None
 
 # %% ../../nbs/07_models/05_votes.ipynb #d64eee8f
-def count_columns(frame: pd.DataFrame, where="table") -> tuple[np.ndarray, np.ndarray]:
+def count_columns(frame: pd.DataFrame, where: Path | str = "table") -> tuple[np.ndarray, np.ndarray]:
     """Votes (N, 6) and patients (N,) of a table with the six vote columns; without `patient_id` each row is a
     patient of its own."""
     lost = [c for c in VOTES if c not in frame]
@@ -113,7 +114,7 @@ def count_columns(frame: pd.DataFrame, where="table") -> tuple[np.ndarray, np.nd
     return votes.astype(int), np.asarray(patients)
 
 # %% ../../nbs/07_models/05_votes.ipynb #d682f01f
-def start_mixture(counts, times, kinds, seed):
+def start_mixture(counts: np.ndarray, times: np.ndarray, kinds: int, seed: int) -> Mixture:
     "A first mixture (`kinds` of them), each around the shares of one row, drawn by how often it occurs."
     rng = np.random.default_rng(seed)
     drawn = rng.choice(len(counts), kinds, replace=False, p=times / times.sum())
@@ -122,13 +123,14 @@ def start_mixture(counts, times, kinds, seed):
     return Mixture(np.full(kinds, 1 / kinds), size * near / near.sum(1, keepdims=True))
 
 
-def rising(mass, above):
+def rising(mass: np.ndarray, above: np.ndarray) -> np.ndarray:
     """How much mass of each kind stands on rows whose count exceeds 0, 1, 2 …: (J, T) for `mass` (N, J),
     `above` (T, N)."""
     return (above @ mass).T
 
 # %% ../../nbs/07_models/05_votes.ipynb #861320b8
-def em_step(counts, times, mixture, rounds=3):
+def em_step(counts: np.ndarray, times: np.ndarray, mixture: Mixture,
+            rounds: int = 3) -> tuple[Mixture, float]:
     "One round of expectation and maximisation: the new `Mixture` and the mean log-likelihood of the old one."
     joint = log_kinds(counts, mixture)
     top = joint.max(1, keepdims=True)
@@ -147,13 +149,13 @@ def em_step(counts, times, mixture, rounds=3):
     return Mixture(weights, alpha), float((times * (np.log(whole) + top)[:, 0]).sum() / times.sum())
 
 # %% ../../nbs/07_models/05_votes.ipynb #668594ea
-def row_weights(patients, share):
+def row_weights(patients: np.ndarray, share: float) -> np.ndarray:
     "Weight of each row, (N,): the number of its patient's rows to the power of minus `share`."
     _, inverse, size = np.unique(patients, return_inverse=True, return_counts=True)
     return size[inverse] ** -float(share)
 
 
-def unique_rows(counts, weights):
+def unique_rows(counts: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "Different rows of `counts` and the sum of the weights of each."
     rows, inverse = np.unique(counts, axis=0, return_inverse=True)
     return rows, np.bincount(inverse.ravel(), weights)
@@ -169,7 +171,6 @@ def fit_mixture(
     share: float = .4,  # 0: each row weighs the same, 1: each patient
 ) -> Mixture:
     """A mixture fitted by EM from a seeded start; `about` tells rows, settings and the mean log-likelihood.
-
     `DataError` where fewer than ten rows a kind are left."""
     keep = np.sum(counts, 1) >= min_votes
     counts = np.asarray(counts)[keep]
@@ -201,12 +202,12 @@ def hide_votes(counts: np.ndarray, k: int, seed: int = 0) -> tuple[np.ndarray, n
     return rows, shown, counts[rows] - shown
 
 
-def hidden_kl(shown, rest, predict):
+def hidden_kl(shown: np.ndarray, rest: np.ndarray, predict: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     "KL (n,) of the shares of the votes kept back from `predict(shown)` (n, 6)."
     return kl_rows(rest / rest.sum(1, keepdims=True), predict(shown))
 
 # %% ../../nbs/07_models/05_votes.ipynb #04619b4a
-def added(value):
+def added(value: float) -> Callable[[np.ndarray], np.ndarray]:
     "A prediction that adds `value` to each count."
     def predict(shown):
         smoothed = shown + value
@@ -214,7 +215,7 @@ def added(value):
     return predict
 
 
-def score_votes(counts: np.ndarray, mixture: Mixture, seed: int = 0, known=KNOWN) -> dict:
+def score_votes(counts: np.ndarray, mixture: Mixture, seed: int = 0, known: tuple[int, ...] = KNOWN) -> dict:
     "{k: (rows, KL of each with the mixture, with .2 added to each count)} for each number k of votes shown."
     if not (np.sum(counts, 1) >= min(known) + REST).any():
         raise DataError(f"no row has {min(known) + REST} votes or more", where="votes score")
@@ -231,8 +232,8 @@ def heldout_votes(
     patients: np.ndarray,  # (N,)
     folds: int = 5,
     seed: int = 0,
-    known=KNOWN,
-    **settings,  # of `fit_mixture`
+    known: tuple[int, ...] = KNOWN,
+    **settings: object,  # of `fit_mixture`
 ) -> dict:
     "As `score_votes`, but each row is predicted by a mixture fitted to other patients."
     names, code = np.unique(patients, return_inverse=True)
@@ -252,7 +253,7 @@ def heldout_votes(
 READY = Path(__file__).parent/"votes.yaml" if "__file__" in globals() else None       # a notebook has no file
 
 
-def write_mixture(mixture: Mixture, out) -> None:
+def write_mixture(mixture: Mixture, out: Path | str) -> None:
     "Write a mixture as YAML, atomically."
     kinds = [dict(weight=round(float(w), 6),
                   **{c: round(float(v), 5) for c, v in zip(CLASSES, a, strict=True)})
@@ -262,7 +263,7 @@ def write_mixture(mixture: Mixture, out) -> None:
         tmp.write_text(yaml.safe_dump(doc, sort_keys=False, allow_unicode=True, width=110), encoding="utf-8")
 
 # %% ../../nbs/07_models/05_votes.ipynb #682a3c61
-def read_mixture(file=None) -> Mixture:
+def read_mixture(file: Path | str = None) -> Mixture:
     "A mixture from its YAML file, by default the package's; `RecipeError` if it holds none."
     file, cure = Path(READY if file is None else file), "write it with hms-hbac votes fit"
     try: doc = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -282,7 +283,7 @@ def read_mixture(file=None) -> Mixture:
 
 # %% ../../nbs/07_models/05_votes.ipynb #c9e44bec
 @cache
-def ready_mixture():
+def ready_mixture() -> Mixture:
     "The package's mixture, read once."
     return read_mixture()
 

@@ -46,12 +46,8 @@ def _power(y):
     return re.square() + im.square()
 
 # %% ../../nbs/02_signal/02_spectrogram.ipynb #99202fba
-def mel_filters(n_mels: int,
-                rate: float = EEG_RATE,
-                n_fft: int = 1024,   # samples of the transform
-                fmin: float = 0.0,   # Hz
-                fmax: float = 20.0,  # Hz
-                ) -> np.ndarray:
+def mel_filters(n_mels: int, rate: float = EEG_RATE, n_fft: int = 1024, fmin: float = 0.0,
+                fmax: float = 20.0) -> np.ndarray:
     """(n_mels, n_fft // 2 + 1) float64: triangles of unit area, as librosa.filters.mel makes them below 1000
     Hz."""
     if not 0 <= fmin < fmax <= min(rate / 2, 1000):
@@ -95,12 +91,8 @@ def _mel_matrices(n_mels, rate, fmax, dtype, device):
 
 # %% ../../nbs/02_signal/02_spectrogram.ipynb #ba0483f7
 @full_precision
-def mel_power(x: torch.Tensor,
-              n_mels: int = 128,
-              hop: int = 39,       # samples between frames
-              rate: float = EEG_RATE,
-              fmax: float = 20.0,  # Hz
-              ) -> torch.Tensor:
+def mel_power(x: torch.Tensor, n_mels: int = 128, hop: int = 39, rate: float = EEG_RATE,
+              fmax: float = 20.0) -> torch.Tensor:
     """(..., T) -> (..., n_mels, 1 + T // hop): librosa's melspectrogram with n_fft 1024, a hann window of 128
     and zeros beyond the ends."""
     few, offset, cosines, sines, weights, bins = _mel_matrices(n_mels, rate, fmax, x.dtype, x.device)
@@ -134,9 +126,8 @@ def middle(x: torch.Tensor, seconds: float, rate: float = EEG_RATE) -> torch.Ten
 
 # %% ../../nbs/02_signal/02_spectrogram.ipynb #61bbc5cc
 @full_precision
-def log_mel(x: torch.Tensor,
-            height: int = 128, width: int = 256,  # mel bands, frames
-            seconds: float = None, scale: bool = True, rate: float = EEG_RATE) -> torch.Tensor:
+def log_mel(x: torch.Tensor, height: int = 128, width: int = 256, seconds: float = None, scale: bool = True,
+            rate: float = EEG_RATE) -> torch.Tensor:
     """Log-mel picture of each row: (..., T) -> (..., `height`, `width`), low to high frequency, 0 to 20 Hz.
 
     `seconds` takes the middle of the window first (see `middle`). NaN becomes the row's mean, a row of NaN 0.
@@ -230,8 +221,8 @@ def host_tapers(bandwidth: float = 2, count: int = 3) -> np.ndarray:
 # %% ../../nbs/02_signal/02_spectrogram.ipynb #99df3a54
 @lru_cache(maxsize=16)
 def _taper_matrices(dtype, device):
-    """For the sum and for the difference of a window's halves: (400, r) and (r, 3 * 100), whose product
-    are the cosines and sines of all tapers at the host's bins."""
+    """For the sum and for the difference of a window's halves: (400, r) and (r, 3 * 100), whose product are
+    the cosines and sines of all tapers at the host's bins."""
     center, bins = (HOST_WINDOW - 1) / 2, np.arange(HOST_FFT)[HOST_BINS] / HOST_FFT
     parts = [np.split(_dft(taper, bins, center), 2, axis=1) for taper in host_tapers()]
     out = []
@@ -239,8 +230,8 @@ def _taper_matrices(dtype, device):
         columns = np.concatenate([parts[k][(turn + k) % 2] for k in range(3)], 1)[:HOST_WINDOW // 2]
         u, s, v = np.linalg.svd(columns, full_matrices=False)
         rank = -(-(s > 1e-12 * s[0]).sum() // 8) * 8                # processors like multiples of eight
-        slim = (u[:, :rank].copy(), s[:rank, None] * v[:rank])
-        out.append([torch.from_numpy(m).to(device, dtype) for m in slim])
+        slim = (u[:, :rank], s[:rank, None] * v[:rank])
+        out.append([torch.from_numpy(np.ascontiguousarray(m)).to(device, dtype) for m in slim])
     return out
 
 # %% ../../nbs/02_signal/02_spectrogram.ipynb #1ddbe834
@@ -285,7 +276,9 @@ def _gaps(valid, pad):
 
 
 @full_precision
-def host_spectrogram(eeg: torch.Tensor, pad: bool = True) -> torch.Tensor:
+def host_spectrogram(eeg: torch.Tensor,
+                     pad: bool = True,  # as in `multitaper`
+                     ) -> torch.Tensor:
     """The competition's own spectrogram from raw EEG: (..., 20, T) microvolts -> (..., 4, 100, S), panels
     in the order of `PANELS`.
 

@@ -12,7 +12,8 @@ from ..core import EEG_RATE, ELECTRODES, POSITIONS
 from .patterns import drift, noise, place
 
 # %% ../../nbs/04_simulate/02_artifacts.ipynb #2124834a
-def add_blinks(rng, eeg: np.ndarray, per_minute: float = 8, size: float = 90., rate: int = EEG_RATE):
+def add_blinks(rng: np.random.Generator, eeg: np.ndarray, per_minute: float = 8, size: float = 90.,
+               rate: int = EEG_RATE) -> None:
     "Positive waves of 0.35 s at the front, `size` µV at Fp1 and Fp2."
     form = np.hanning(int(.35 * rate)).astype(np.float32)
     reach = np.array([np.exp((POSITIONS[e][1] - .95) / .28) for e in ELECTRODES], np.float32)
@@ -20,7 +21,8 @@ def add_blinks(rng, eeg: np.ndarray, per_minute: float = 8, size: float = 90., r
         eeg[:19, at:at + len(form)] += size * rng.uniform(.6, 1.3) * reach[:, None] * form
 
 
-def add_muscle(rng, eeg: np.ndarray, size: float = 4., restless: float = .5, rate: int = EEG_RATE):
+def add_muscle(rng: np.random.Generator, eeg: np.ndarray, size: float = 4., restless: float = .5,
+               rate: int = EEG_RATE) -> None:
     """Fast noise of about `size` µV (RMS) at the rim of the head, more on one side and in some electrodes;
     it comes and goes."""
     samples = eeg.shape[1]
@@ -36,7 +38,8 @@ def add_muscle(rng, eeg: np.ndarray, size: float = 4., restless: float = .5, rat
         eeg[:19, at:at + n] += swell[at:at + n] * np.roll(fast, rng.integers(stretch), axis=1)[:, :n]
 
 # %% ../../nbs/04_simulate/02_artifacts.ipynb #f369b493
-def add_pops(rng, eeg: np.ndarray, per_minute: float = .15, size: float = 250., rate: int = EEG_RATE):
+def add_pops(rng: np.random.Generator, eeg: np.ndarray, per_minute: float = .15, size: float = 250.,
+             rate: int = EEG_RATE) -> None:
     "Jumps of one electrode that decay within a second, `size` µV or more."
     form = np.exp(-np.arange(2 * rate) / (.25 * rate)).astype(np.float32)
     for at in rng.integers(0, eeg.shape[1] - len(form), rng.poisson(per_minute * eeg.shape[1] / rate / 60)):
@@ -45,8 +48,8 @@ def add_pops(rng, eeg: np.ndarray, per_minute: float = .15, size: float = 250., 
                                                                                                    1))) * form
 
 
-def add_mains(rng, eeg: np.ndarray, size: float = 4., hz: float = 60., others: float = 0.,
-              rate: int = EEG_RATE):
+def add_mains(rng: np.random.Generator, eeg: np.ndarray, size: float = 4., hz: float = 60.,
+              others: float = 0., rate: int = EEG_RATE) -> None:
     """The mains, about `size` µV, another strength in each electrode; `others`: share of what devices add
     at 20, 40 and 80 Hz."""
     turn = 2 * np.pi / rate * np.arange(600)  # 60, 20, 40 and 80 Hz repeat within 3 s
@@ -56,14 +59,15 @@ def add_mains(rng, eeg: np.ndarray, size: float = 4., hz: float = 60., others: f
     eeg[:19] += strength * np.resize(wave.astype(np.float32), eeg.shape[1])
 
 # %% ../../nbs/04_simulate/02_artifacts.ipynb #aa30e076
-def add_bad_electrodes(rng, eeg: np.ndarray, n: int):
+def add_bad_electrodes(rng: np.random.Generator, eeg: np.ndarray, n: int) -> None:
     "Slow wandering of 10 to 100 µV in `n` electrodes, each by itself."
     for e in rng.choice(19, n, replace=False):
         slow = noise(rng, lambda f: 1 / (f * f + .05), 1, eeg.shape[1])[0]
         eeg[e] += np.float32(np.exp(rng.normal(3.5, .9))) * slow / (slow.std() + 1e-6)
 
 
-def heart(rng, samples: int, bpm: float = 80., size: float = 400., rate: int = EEG_RATE) -> np.ndarray:
+def heart(rng: np.random.Generator, samples: int, bpm: float = 80., size: float = 400.,
+          rate: int = EEG_RATE) -> np.ndarray:
     """An EKG lead (samples,) in µV: QRS complex of `size`, P and T waves, `bpm` beats a minute with 4 %
     variation."""
     gaps = 60 / bpm * (1 + .04 * rng.standard_normal(int(samples / rate * bpm / 50) + 4)).clip(.6)
@@ -76,7 +80,7 @@ def heart(rng, samples: int, bpm: float = 80., size: float = 400., rate: int = E
                                                                          samples)[0]
 
 # %% ../../nbs/04_simulate/02_artifacts.ipynb #28d81f0e
-def add_artifacts(rng, eeg: np.ndarray, messy: float = .1, bpm: float = 80.):
+def add_artifacts(rng: np.random.Generator, eeg: np.ndarray, messy: float = .1, bpm: float = 80.) -> None:
     "Add a recording's artifacts to `eeg` (20, samples) in place, and write its EKG channel."
     eeg[19] = heart(rng, eeg.shape[1], bpm)
     add_blinks(rng, eeg, per_minute=rng.choice((0, 3, 10)))

@@ -9,6 +9,7 @@ __all__ = ['MESSY', 'PRESETS', 'Recording', 'plan_recording', 'plan', 'mixture',
 
 # %% ../../nbs/04_simulate/04_competition.ipynb #13ed58d8
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -60,8 +61,8 @@ class Recording:
 
 # %% ../../nbs/04_simulate/04_competition.ipynb #19575ab4
 def plan_recording(
-    rng, recording: Recording,
-    files: int, ids,            # number of EEG files, iterator over their ids
+    rng: np.random.Generator, recording: Recording,
+    files: int, ids: Iterator[int],            # number of EEG files, iterator over their ids
     decks: Decks,
 ) -> Recording:
     "Fill `rows` and `events` of a recording."
@@ -108,8 +109,7 @@ def plan(
             for _ in range(person.recordings):
                 lean = person.main if rng.random() < .75 else person.second
                 recording = Recording(patient_id, next(spectrogram_ids), split, (seed, patient_id, len(out)),
-                                      lean,
-                                      draw_shown(rng, lean))
+                                      lean, draw_shown(rng, lean))
                 n_files = 1 if split == "test" else 1 + rng.choice(len(files), p=files)
                 out.append(plan_recording(rng, recording, n_files, eeg_ids, decks))
     return out
@@ -131,7 +131,7 @@ def mixture(recording: Recording, seconds: int, lead: int = 1) -> np.ndarray:
     return np.stack([np.interp(fine, t, s) for s in shares.T]).astype(np.float32)
 
 # %% ../../nbs/04_simulate/04_competition.ipynb #636be090
-def seizure_runs(rng, recording: Recording, seconds: int, lead: int = 1) -> list:
+def seizure_runs(rng: np.random.Generator, recording: Recording, seconds: int, lead: int = 1) -> list:
     """(start, stop) of seizures in samples: one around each label with seizure votes to expect, some
     elsewhere."""
     runs = []
@@ -164,14 +164,14 @@ def render(recording: Recording, strength: float = 1., lead: int = 1, seconds: i
     return np.round(eeg, 1, out=eeg)
 
 
-def add_holes(rng, eeg: np.ndarray):
+def add_holes(rng: np.random.Generator, eeg: np.ndarray) -> None:
     "Set one to three stretches of 1 to 15 s to NaN, in one electrode or in all channels."
     for at in rng.integers(0, eeg.shape[1], rng.integers(1, 4)):
         where = slice(None) if rng.random() < .5 else rng.integers(19)
         eeg[where, at:at + int(rng.uniform(1, 15) * EEG_RATE)] = np.nan
 
 # %% ../../nbs/04_simulate/04_competition.ipynb #43e32c57
-def write_parquet(path, table: pd.DataFrame, dictionary: bool = True):
+def write_parquet(path: Path | str, table: pd.DataFrame, dictionary: bool = True) -> None:
     "Write a DataFrame as parquet, atomically; `dictionary`: smaller and slower, for values that repeat."
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -188,7 +188,7 @@ def spectrogram_table(power: np.ndarray) -> pd.DataFrame:
     return values
 
 # %% ../../nbs/04_simulate/04_competition.ipynb #c20bfc5e
-def write_eegs(recording: Recording, eeg: np.ndarray, out, lead: int = 1):
+def write_eegs(recording: Recording, eeg: np.ndarray, out: Path | str, lead: int = 1) -> None:
     """Cut and write the EEG files of one recording: 20 float32 columns, 50 s and as much more as the last
     label row needs."""
     for eeg_id, rows in recording.rows.groupby("eeg_id", sort=False):
@@ -200,7 +200,7 @@ def write_eegs(recording: Recording, eeg: np.ndarray, out, lead: int = 1):
         write_parquet(Path(out)/f"{recording.split}_eegs"/f"{eeg_id}.parquet", table)
 
 # %% ../../nbs/04_simulate/04_competition.ipynb #902b15a8
-def write_recording(recording: Recording, out, strength: float = 1.):
+def write_recording(recording: Recording, out: Path | str, strength: float = 1.) -> None:
     """Write the spectrogram and EEG files of one recording below folder `out`; files that exist already
     are left alone."""
     from threadpoolctl import threadpool_limits
@@ -239,7 +239,7 @@ def tables(recordings: list, seed: int) -> tuple:
     return train, test, sample, truth.reset_index(drop=True)
 
 # %% ../../nbs/04_simulate/04_competition.ipynb #62e8b50c
-def claim(out: Path, settings: dict):
+def claim(out: Path, settings: dict) -> None:
     "Mark `out` as the home of this simulation, or refuse a folder that holds another one."
     mark = out/".simulation.json"
     settings = {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
@@ -251,7 +251,7 @@ def claim(out: Path, settings: dict):
     write_json(mark, settings)
 
 
-def fingerprint(folder) -> str:
+def fingerprint(folder: Path | str) -> str:
     "First 12 hexadecimal digits of the SHA-256 over names and bytes of all files below `folder`."
     total = hashlib.sha256()
     for path in sorted(p for p in Path(folder).rglob("*") if p.is_file()):
@@ -260,13 +260,14 @@ def fingerprint(folder) -> str:
     return total.hexdigest()[:12]
 
 # %% ../../nbs/04_simulate/04_competition.ipynb #18232520
-def simulate(
-    out,                        # folder to write
-    patients: int = 60, test_patients: int = 12, seed: int = 0,
-    workers: int = 2,           # processes
-    progress: bool = True,
-    **scale,                    # `recordings_per_patient` and `files` (see `plan`), `strength` (see `render`)
-) -> Path:
+def simulate(out: Path | str,   # folder to write
+             patients: int = 60,
+             test_patients: int = 12,
+             seed: int = 0,
+             workers: int = 2,  # processes
+             progress: bool = True,
+             **scale: object,   # `recordings_per_patient` and `files` (see `plan`), `strength` (see `render`)
+             ) -> Path:
     """Write a simulated competition to folder `out`. Same arguments, same bytes, whatever `workers`.
 
     One that was stopped is continued; a folder that holds something else is refused with `DataError`."""
@@ -291,7 +292,7 @@ PRESETS = {"bench-s": dict(patients=300, test_patients=60, seed=300),
            "bench-m": dict(patients=1950, test_patients=60, seed=1950, recordings_per_patient=5.4)}
 
 
-def summary(folder) -> dict:
+def summary(folder: Path | str) -> dict:
     "Counts of a simulated competition, its `floor` and mean-vote KL (training rows), and its `fingerprint`."
     train, truth = pd.read_csv(Path(folder)/"train.csv"), pd.read_parquet(Path(folder)/"truth.parquet")
     counts = {name: int(train[f"{name}_id"].nunique()) for name in ("patient", "spectrogram", "eeg")}

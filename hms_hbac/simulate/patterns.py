@@ -8,6 +8,7 @@ __all__ = ['NEIGHBOURS', 'KNOTS', 'LEVEL', 'HARMONICS', 'GAINS', 'RATES', 'SEIZU
            'rhythmic', 'ictal', 'Scene', 'draw_scene', 'scalp', 'strength_of', 'add_seizure', 'compose']
 
 # %% ../../nbs/04_simulate/01_patterns.ipynb #b2ccff52
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -17,7 +18,7 @@ import numpy as np
 from ..core import CHAINS, CHANNELS, CLASSES, EEG_RATE, ELECTRODES, POSITIONS
 
 # %% ../../nbs/04_simulate/01_patterns.ipynb #453c27f3
-def sphere(xy) -> np.ndarray:
+def sphere(xy: np.ndarray) -> np.ndarray:
     """Flat head positions (n, 2), rim at radius 1, to points (n, 3) of the unit sphere (azimuthal
     equidistant)."""
     xy = np.atleast_2d(np.asarray(xy, float))
@@ -27,7 +28,7 @@ def sphere(xy) -> np.ndarray:
     return np.c_[xy * ring[:, None], np.cos(angle)]
 
 
-def topography(places, eccentricity: float = .4) -> np.ndarray:
+def topography(places: np.ndarray, eccentricity: float = .4) -> np.ndarray:
     """What the electrodes (19,) see of a radial dipole below each flat position of `places` (n, 2).
 
     Returns (n, 19) float32, 1 right above the source."""
@@ -54,11 +55,12 @@ def background_mix(sources: int = 64, eccentricity: float = .3) -> np.ndarray:
     return (root / np.sqrt((differences ** 2).sum() / len(differences))).astype(np.float32)
 
 # %% ../../nbs/04_simulate/01_patterns.ipynb #6634123c
-def noise(
-    rng,
-    density,                    # function: frequency (Hz) -> one-sided power (µV²/Hz)
-    channels: int, samples: int, rate: int = EEG_RATE,
-) -> np.ndarray:
+def noise(rng: np.random.Generator,
+          density: Callable[[np.ndarray], np.ndarray],  # function: frequency (Hz) -> one-sided power (µV²/Hz)
+          channels: int,
+          samples: int,
+          rate: int = EEG_RATE,
+          ) -> np.ndarray:
     "Gaussian noise (channels, samples) float32 in µV with the given spectrum."
     from scipy.fft import irfft, next_fast_len
     n = next_fast_len(samples, real=True)
@@ -69,7 +71,7 @@ def noise(
     return irfft(z, n, overwrite_x=True)[:, :samples]
 
 
-def drift(rng, samples: int, seconds: float, rate: int = EEG_RATE) -> np.ndarray:
+def drift(rng: np.random.Generator, samples: int, seconds: float, rate: int = EEG_RATE) -> np.ndarray:
     "A slow random curve (samples,) float32: unit Gaussian knots every `seconds`, joined by lines."
     step = seconds * rate
     knots = rng.standard_normal(int(samples / step) + 3)
@@ -81,19 +83,19 @@ KNOTS = np.array([.25, .5, 1, 2, 4, 8, 16, 32, 64, 100])                        
 LEVEL = np.array([2.5, 3.3, 3.3, 2.6, 1.2, -.4, -1.8, -3.6, -5.1, -5.7])  # ln(µV²/Hz) in a chain's difference
 
 
-def draw_level(rng) -> np.ndarray:
+def draw_level(rng: np.random.Generator) -> np.ndarray:
     "Log spectrum at `KNOTS` of one patient's background."
     tilt = .2 * rng.standard_normal() * (np.log2(KNOTS) - 2)
     return LEVEL + .6 * rng.standard_normal() + tilt + .3 * rng.standard_normal(len(KNOTS))
 
 
-def spectrum(level: np.ndarray):
+def spectrum(level: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     "Function: frequency (Hz) -> power (µV²/Hz), from the logarithms at `KNOTS`."
     return lambda f: np.exp(np.interp(np.log(f), np.log(KNOTS), level))
 
 # %% ../../nbs/04_simulate/01_patterns.ipynb #df6155dd
 def background(
-    rng,
+    rng: np.random.Generator,
     samples: int,
     level: np.ndarray = LEVEL,      # log spectrum at `KNOTS`
     alpha: float = 10.,             # Hz
@@ -123,7 +125,7 @@ def discharge(
     return sum(height * np.exp(-.5 * ((t - at) / (w / 2)) ** 2) for height, at, w in bells).astype(np.float32)
 
 
-def place(form, at, heights, samples: int) -> np.ndarray:
+def place(form: np.ndarray, at: np.ndarray, heights: np.ndarray, samples: int) -> np.ndarray:
     """Zeros (samples,) float32 with `form` added at each sample of `at`, times `heights`; what lies
     outside is dropped."""
     keep = (at >= 0) & (at < samples)
@@ -133,7 +135,7 @@ def place(form, at, heights, samples: int) -> np.ndarray:
 
 # %% ../../nbs/04_simulate/01_patterns.ipynb #924f2e2e
 def periodic(
-    rng, samples: int, hz: float,
+    rng: np.random.Generator, samples: int, hz: float,
     jitter: float = .08,        # standard deviation of the intervals, as a fraction
     sources: int = 1,
     lag: float = .02,           # delay of the further sources (s)
@@ -153,7 +155,7 @@ def periodic(
 
 # %% ../../nbs/04_simulate/01_patterns.ipynb #4dd56889
 def rhythmic(
-    rng, samples: int, hz: float,
+    rng: np.random.Generator, samples: int, hz: float,
     wander: float = .06,        # how far the frequency wanders over seconds, as a fraction
     sources: int = 1,
     rate: int = EEG_RATE,
@@ -175,7 +177,7 @@ HARMONICS = ((1, 1., 0.), (2, .5, .9), (3, .3, 1.8), (4, .2, 2.5), (5, .12, 3.1)
 
 
 def ictal(
-    rng, samples: int,
+    rng: np.random.Generator, samples: int,
     start: int, stop: int,      # samples
     first: float = 6.,          # Hz at the start
     last: float = 1.8,          # Hz at the end
@@ -216,7 +218,7 @@ GAINS = {"seizure": 150., "lpd": 160., "gpd": 170., "lrda": 65., "grda": 85.}
 RATES = {"seizure": (2.5, 7.5), "lpd": (.5, 1.4), "gpd": (.7, 2.2), "lrda": (.7, 2.), "grda": (.8, 1.9)}
 
 # %% ../../nbs/04_simulate/01_patterns.ipynb #f89c772a
-def draw_scene(rng, patient_rng, strength: float = 1.) -> Scene:
+def draw_scene(rng: np.random.Generator, patient_rng: np.random.Generator, strength: float = 1.) -> Scene:
     """A random `Scene`; `strength` scales all patterns against the background; `patient_rng` draws what
     belongs to the patient."""
     side = int(patient_rng.choice((-1, 1)))
@@ -245,7 +247,7 @@ def scalp(scene: Scene) -> dict:
     return {"seizure": near[:1], "lpd": near, "lrda": near, "gpd": sharp, "grda": wide, "spread": spread}
 
 # %% ../../nbs/04_simulate/01_patterns.ipynb #4e303175
-def strength_of(rng, share: np.ndarray) -> np.ndarray:
+def strength_of(rng: np.random.Generator, share: np.ndarray) -> np.ndarray:
     """Amplitude (samples,) in [0, 1] of a pattern with `share` (samples,) of the mixture: smaller and more
     broken up as it falls."""
     wave = drift(rng, len(share), 4) / np.float32(.82)  # unit variance: lines between knots lost some
@@ -258,7 +260,8 @@ def strength_of(rng, share: np.ndarray) -> np.ndarray:
 SEIZURE_NOISE = np.array([4.5, 5.5, 6., 5.6, 4.6, 3.3, 2., .1, -1.4, -2.5])
 
 
-def add_seizure(rng, scene: Scene, maps: dict, eeg: np.ndarray, share: np.ndarray, start: int, stop: int):
+def add_seizure(rng: np.random.Generator, scene: Scene, maps: dict, eeg: np.ndarray, share: np.ndarray,
+                start: int, stop: int) -> None:
     """Add one seizure from `start` to `stop` (samples) in place, as strong as `share` (samples,) says: its
     wave, and its fast noise."""
     a, b = max(start, 0), min(stop, eeg.shape[1])
@@ -274,10 +277,10 @@ def add_seizure(rng, scene: Scene, maps: dict, eeg: np.ndarray, share: np.ndarra
 
 # %% ../../nbs/04_simulate/01_patterns.ipynb #acf23cc1
 def compose(
-    rng,
+    rng: np.random.Generator,
     scene: Scene,
     shares: np.ndarray,         # mixture (6, samples), classes in `CLASSES` order
-    runs=(),                    # (start, stop) of seizures in samples
+    runs: Sequence[tuple[int, int]] = (),                    # (start, stop) of seizures in samples
 ) -> np.ndarray:
     "A recording (20, samples) float32 in µV: background, patterns and seizures. EKG is 0."
     samples, maps = shares.shape[1], scalp(scene)

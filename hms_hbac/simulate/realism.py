@@ -35,7 +35,7 @@ class Segment:
     panels: dict = None
 
 
-def real_segments(folder) -> list:
+def real_segments(folder: Path | str) -> list:
     """All segments with votes in `folder` (clones of the two repositories, or parts of them).
 
     Files that cannot be read are told in a warning and left out; `DataError` where nothing is left."""
@@ -248,7 +248,7 @@ def _measure(frames: list, classes: np.ndarray, whole_band: bool) -> tuple:
 
 # %% ../../nbs/04_simulate/05_realism.ipynb #70b4ecc7
 def realism(
-    folder,                     # clones of the hosts' two repositories, or parts of them
+    folder: Path | str,                     # clones of the hosts' two repositories, or parts of them
     sets: int = 20, workers: int = 2,       # simulated sets, processes
     progress: bool = True,
 ) -> tuple:

@@ -47,7 +47,7 @@ SHOWN = np.array([[.484, .087, .189, .049, .019, .172], [.037, .667, .022, .127,
 STEADY = np.array([1.66, 2.33, 1.70, 5.81, 3.68, 2.29])
 
 
-def draw_shown(rng, lean: int) -> np.ndarray:
+def draw_shown(rng: np.random.Generator, lean: int) -> np.ndarray:
     "Mixture (6,) that a recording which leans to class number `lean` shows: Dirichlet around `SHOWN`."
     return rng.dirichlet(np.maximum(STEADY[lean] * SHOWN[lean], .01))
 
@@ -106,7 +106,7 @@ class Decks:
         return numbers[self.counts.setdefault((group, lean == 5), Deck(chances)).deal()]
 
 # %% ../../nbs/04_simulate/03_votes.ipynb #7f298669
-def quota(n, shares, least):
+def quota(n: int, shares: np.ndarray, least: int) -> np.ndarray:
     "Whole numbers that sum to `n`, follow `shares` and are at least `least` each (as far as n allows)."
     shares = np.asarray(shares, float) / np.sum(shares)
     least = min(least, n // len(shares))
@@ -119,7 +119,7 @@ def quota(n, shares, least):
 
 # %% ../../nbs/04_simulate/03_votes.ipynb #4acc4bfa
 def draw_patients(
-    rng,
+    rng: np.random.Generator,
     n: int,                     # patients
     shares: np.ndarray,         # of recordings by class (6,)
     per_patient: float = 3.2,   # mean number of recordings, before rounding up
@@ -138,7 +138,7 @@ def draw_patients(
 
 # %% ../../nbs/04_simulate/03_votes.ipynb #148e4081
 def draw_votes(
-    rng,
+    rng: np.random.Generator,
     shown: np.ndarray,      # mixture (6,) that the segment shows
     lean: int,              # number of the class that it leans to
     group: int,             # number in `GROUPS`
@@ -157,14 +157,14 @@ def draw_votes(
                                                                                              - alike) * shown
 
 # %% ../../nbs/04_simulate/03_votes.ipynb #178c16c6
-def draw_rows(rng, mean: float, limit: int = 90) -> int:
+def draw_rows(rng: np.random.Generator, mean: float, limit: int = 90) -> int:
     "Number of label rows of an event, about `mean` on average, at most `limit`; log-normal, at least 1."
     if mean < 2: return 1 + int(rng.random() < mean - 1)
     return int(np.clip(np.round((mean - .55) * np.exp(1.1 * rng.standard_normal() - .45)), 1, limit))
 
 # %% ../../nbs/04_simulate/03_votes.ipynb #d7bb8882
 def draw_events(
-    rng,
+    rng: np.random.Generator,
     base: np.ndarray,           # mixture (6,) that the recording mostly shows
     own: int,                   # number of the class that it leans to
     decks: Decks,
@@ -214,9 +214,8 @@ def expected_kl(
     return out
 
 # %% ../../nbs/04_simulate/03_votes.ipynb #82f60d13
-def floor(
-    truth,                  # DataFrame or path of truth.parquet; select rows first, by split say
-) -> dict:
+def floor(truth: pd.DataFrame | Path | str,  # or the path of truth.parquet; select rows first, by split say
+          ) -> dict:
     """What can be scored on the events of `truth`.
 
     `floor`: mean KL of the drawn vote shares from the generating probability; `expected_floor`: the same,

@@ -7,17 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from hms_hbac.augment.image import (
-    AUGMENTS,
-    Autocontrast,
-    ClassCutmix,
-    HeightMask,
-    HFlip,
-    Mixup,
-    Mosaic,
-    TimeMask,
-    augment,
-)
+from hms_hbac.augment.image import Autocontrast, HeightMask, HFlip, TimeMask
+from hms_hbac.augment.mixing import AUGMENTS, ClassCutmix, Mixup, Mosaic, augment
 from hms_hbac.core import CHANNELS, LEFT_RIGHT, PANELS, RecipeError
 from hms_hbac.draws import Draws, sample_keys
 

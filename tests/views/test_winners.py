@@ -5,7 +5,7 @@ import pytest
 import scipy.signal as ss
 import torch
 
-from hms_hbac.augment.image import augment
+from hms_hbac.augment.mixing import augment
 from hms_hbac.core import CHANNELS, RecipeError
 from hms_hbac.draws import Draws, sample_keys
 from hms_hbac.signal.filters import montage
