@@ -180,7 +180,7 @@ def built(n: ast.AST,
     if any(k.arg is None for k in n.keywords): raise ValueError("cannot read **")
     return names[n.func.id](*map(inner, n.args), **{k.arg: inner(k.value) for k in n.keywords})
 
-
+# %% ../nbs/00_core.ipynb #08dbdfed
 def parse(text: str,
           names: dict[str, Callable],  # what may be called
           where: str = "expression",   # the place that an error names

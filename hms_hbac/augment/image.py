@@ -138,7 +138,7 @@ class PadRandomCrop(ImageAugment):
 
     @staticmethod
     def start(room: int, on: torch.Tensor, draws: Draws) -> torch.Tensor:
-        "(B,) where each crop begins, of `room` free places."
+        "(B,) where each crop begins: anywhere in the free places, or in their middle."
         return torch.where(on, draws.randint(0, room + 1), room // 2)
 
 # %% ../../nbs/06_augment/03_image.ipynb #fba84f1f

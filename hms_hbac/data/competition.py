@@ -185,7 +185,7 @@ class Competition(CompetitionFiles):
     "Kaggle's competition folder at `path`, or a simulated one; `DataError` names what is missing."
     @cached_property
     def train(self) -> pd.DataFrame:
-        "Label rows, as `check_train` leaves them; read once."
+        "Label rows, checked by `load_train`; read once."
         return load_train(self)
     @cached_property
     def _test(self): return load_test(self)

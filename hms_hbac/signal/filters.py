@@ -19,9 +19,7 @@ from ..core import CHAINS, CHANNELS, EEG_RATE, ELECTRODES, PANELS, HmsError
 # %% ../../nbs/02_signal/01_filters.ipynb #f02da45f
 @dataclass(frozen=True)
 class Montage:
-    """Differences of electrodes. `pairs`: ((plus, minus), ...); without pairs it is the average reference.
-
-    `derive` turns (..., channels, T) into (..., D, T); `matrix` is the same map as a (D, channels) matrix."""
+    "Differences of electrodes. `pairs`: ((plus, minus), ...); without pairs it is the average reference."
     name: str
     pairs: tuple = ()
 
@@ -32,14 +30,11 @@ class Montage:
 
     def __len__(self): return len(self.labels)
 
-    def matrix(self, channels: tuple[str, ...] = CHANNELS,  # of the EEG, in order
-               ) -> torch.Tensor:
-        "(D, channels) float32: one row per derivation."
+    def matrix(self, channels: tuple[str, ...] = CHANNELS) -> torch.Tensor:
+        "The same map as a matrix (D, channels) float32, one row per derivation."
         return torch.from_numpy(_matrix(self, tuple(channels)).copy())
 
-    def derive(self, eeg: torch.Tensor,
-               channels: tuple[str, ...] = CHANNELS,  # of the EEG, in order
-               ) -> torch.Tensor:
+    def derive(self, eeg: torch.Tensor, channels: tuple[str, ...] = CHANNELS) -> torch.Tensor:
         "(..., channels, T) -> (..., D, T). NaN only where an electrode of the pair is NaN."
         if self.pairs:
             plus, minus = (torch.as_tensor(i, device=eeg.device)
@@ -196,12 +191,10 @@ def _gain(sections, n, rate, dtype, device):
 
 
 @full_precision
-def sections_filter(x: torch.Tensor,
-                    sections: tuple[tuple[float, ...], ...],  # from `butter_sections` or `notch_sections`
-                    zero_phase: bool = True,                  # forward and backward, else causal
-                    rate: float = EEG_RATE,
-                    ) -> torch.Tensor:
-    "Filter (..., T) with second-order `sections`; same shape. NaN spreads over its row: `repair` first."
+def sections_filter(x: torch.Tensor, sections: tuple[tuple[float, ...], ...], zero_phase: bool = True,
+                    rate: float = EEG_RATE) -> torch.Tensor:
+    """Filter (..., T) with second-order `sections`, forward and backward or (`zero_phase=False`) causally;
+    same shape. NaN spreads over its row: `repair` first."""
     from scipy.fft import next_fast_len
     edge = _reflection(sections) if zero_phase else 0
     length = x.shape[-1] + 2 * edge

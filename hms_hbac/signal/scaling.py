@@ -41,14 +41,9 @@ def moments(x: torch.Tensor, dims: int | tuple[int, ...]) -> tuple[torch.Tensor,
 # %% ../../nbs/02_signal/04_scaling.ipynb #f2b02cd8
 class Standard(nn.Module):
     """(x - mean) / (std + eps) by `image`, `panel`, `row` or `dataset`, of (..., C, H, W) or, with `axes` 2,
-    (..., C, T). NaN stays NaN."""
-    def __init__(self, by: str,
-                 mean: float = None,  # known constants of a dataset
-                 std: float = None,
-                 panels: int = 4,     # for `by` panel: how many stand above one another
-                 axes: int = 3,       # of a picture or sequence: 3 or 2
-                 eps: float = 1e-6,
-                 ):
+    (..., C, T). `mean`, `std`: constants of the dataset; `panels` above one another. NaN stays NaN."""
+    def __init__(self, by: str, mean: float = None, std: float = None, panels: int = 4, axes: int = 3,
+                 eps: float = 1e-6):
         super().__init__()
         if by not in ("image", "panel", "row", "dataset", None):
             raise RecipeError(f"unknown normalisation {by!r}",
@@ -98,7 +93,7 @@ def _finish(part, where):
     part.mean.copy_(shift + total / n)
     part.std.copy_((squares / n - (total / n)**2).clamp(min=0).sqrt())
 
-
+# %% ../../nbs/02_signal/04_scaling.ipynb #ac1276d2
 def fit(view: nn.Module, batches: Iterable[dict]) -> nn.Module:
     """Learn the dataset's constants in one pass over `batches` and return the view; a view that learns
     nothing is left alone."""

@@ -32,7 +32,7 @@ def _by_rows(f, x, cost):
         for i in range(rows, len(flat), rows): y[i:i + rows] = f(flat[i:i + rows])
     return y.reshape(*x.shape[:-1], *y.shape[1:])
 
-
+# %% ../../nbs/02_signal/02_spectrogram.ipynb #9d8cf6c3
 def _dft(window, frequencies, center=0):
     """(len(window), 2K) float64: windowed cosines, then sines, at K `frequencies` in cycles per sample; phase
     0 at sample `center`."""
@@ -176,21 +176,12 @@ def _stft_window(nperseg, window, rate, nfft, fmin, fmax, constant, dtype, devic
 
 # %% ../../nbs/02_signal/02_spectrogram.ipynb #b0e64e64
 @full_precision
-def stft_power(x: torch.Tensor,
-               rate: float = EEG_RATE,
-               nperseg: int = 256,                    # samples of a window
-               noverlap: int = None,                  # samples shared by neighbours
-               nfft: int = None,                      # samples of the transform, zeros added
-               detrend: str | bool = "constant",
-               window: str | tuple = ("tukey", .25),  # as in `scipy.signal.get_window`
-               fmin: float = 0.0,
-               fmax: float = None,
-               ) -> torch.Tensor:
+def stft_power(x: torch.Tensor, rate: float = EEG_RATE, nperseg: int = 256, noverlap: int = None,
+               nfft: int = None, detrend: str | bool = "constant", window: str | tuple = ("tukey", .25),
+               fmin: float = 0.0, fmax: float = None) -> torch.Tensor:
     """Power density: (..., T) -> (..., F, frames), scipy.signal.spectrogram with its defaults; rows from
-    `fmin` to `fmax` Hz only.
-
-    `noverlap` is nperseg // 8 by default, `nfft` nperseg; `detrend` is "constant" or False. No padding:
-    windows lie inside."""
+    `fmin` to `fmax` Hz only. `noverlap` is nperseg // 8 by default, `nfft` nperseg; `detrend` is "constant"
+    or False. No padding: windows lie inside."""
     noverlap = nperseg // 8 if noverlap is None else noverlap
     nfft, window = nfft or nperseg, tuple(window) if isinstance(window, list) else window
     step, frames = nperseg - noverlap, (x.shape[-1] - noverlap) // (nperseg - noverlap)
@@ -243,7 +234,7 @@ def _taper_power(halves, matrices):
         total = total + (folded @ slim @ wide).square().unflatten(-1, (3, -1)).sum(-2)
     return total / 3
 
-
+# %% ../../nbs/02_signal/02_spectrogram.ipynb #2ed298a0
 @full_precision
 def multitaper(x: torch.Tensor, rate: float = EEG_RATE, pad: bool = True) -> torch.Tensor:
     """The host's spectrum of each row: (..., T) at 200 Hz, already high-passed -> (..., 100, S) power.

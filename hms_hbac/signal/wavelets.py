@@ -17,19 +17,13 @@ from .filters import full_precision
 from .spectrogram import _by_rows
 
 # %% ../../nbs/02_signal/03_wavelets.ipynb #fb29f15d
-def morlet_gain(f: np.ndarray,
-                center: np.ndarray,  # or one number
-                cycles: float = 6.,
-                ) -> np.ndarray:
+def morlet_gain(f: np.ndarray, center: np.ndarray | float, cycles: float = 6.) -> np.ndarray:
     """Morlet wavelets of `center` Hz at the frequencies `f` (Hz): (..., F) numpy; 2 at the center, 0 for f <=
     0. Torrence and Compo 1998."""
     return np.where(f > 0, 2 * np.exp(-.5 * (cycles * (f - center) / center)**2), 0.)
 
 
-def paul_gain(f: np.ndarray,
-              center: np.ndarray,  # or one number
-              order: float = 4.,
-              ) -> np.ndarray:
+def paul_gain(f: np.ndarray, center: np.ndarray | float, order: float = 4.) -> np.ndarray:
     """Paul wavelets of `order`, whose spectrum is largest at `center` Hz, at the frequencies `f` (Hz); as
     `morlet_gain`."""
     u = np.maximum(f, 0) / center
@@ -75,11 +69,9 @@ def _plan(samples, step, first, frequencies, kind, shape, rate, dtype, device):
 def cwt(x: torch.Tensor, frequencies: Sequence[float], kind: str = "morlet", shape: float = None,
         step: int = 1, first: int = 0, rate: float = EEG_RATE) -> torch.Tensor:
     """Continuous wavelet transform (..., T) -> complex (..., F, S): samples `first`, `first + step`, ...
-    of each of the `frequencies` (Hz).
-
-    `kind`: morlet (`shape` = cycles, 6) or paul (`shape` = order, 4). Magnitudes are amplitudes in the unit
-    of `x`. NaN spreads over its row: `repair` first. Torrence and Compo 1998,
-    doi:10.1175/1520-0477(1998)079<0061:APGTWA>2.0.CO;2."""
+    of each of the `frequencies` (Hz). `kind`: morlet (`shape` = cycles, 6) or paul (`shape` = order, 4).
+    Magnitudes are amplitudes in the unit of `x`. NaN spreads over its row: `repair` first. Torrence and Compo
+    1998, doi:10.1175/1520-0477(1998)079<0061:APGTWA>2.0.CO;2."""
     if kind not in GAINS:
         raise HmsError(f"unknown wavelet {kind!r}", where="cwt", cure=f"use {', '.join(GAINS)}")
     shape = float(shape or {"morlet": 6, "paul": 4}[kind])
