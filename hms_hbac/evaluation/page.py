@@ -177,10 +177,10 @@ for (const table of document.querySelectorAll("table.sortable")) {
 """
 
 # %% ../../nbs/10_evaluation/07_page.ipynb #01ab48f4
-def page(title: str, lead: str, sections: Iterable) -> str:
-    "A whole page; `sections`: (name, title, HTML parts) each, empty ones are left out."
+def page(title: str, lead: str, sections: Iterable, script: str = "") -> str:
+    "A page; `sections`: (name, title, HTML parts) each, empty ones left out; `script` runs after ours."
     kept = [(name, head, parts) for name, head, *parts in sections if any(parts)]
-    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+    digest = base64.b64encode(hashlib.sha256((SCRIPT + script).encode()).digest()).decode()
     policy = ("default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
               f"script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'")
     nav = " ".join(f'<a href="#{esc(name)}">{esc(head)}</a>' for name, head, _ in kept)
@@ -191,5 +191,5 @@ def page(title: str, lead: str, sections: Iterable) -> str:
 <link rel="icon" href="data:,"><title>{esc(title)}</title><style>{STYLE}</style></head>
 <body><header><h1>{esc(title)}</h1><p class="lead">{esc(lead)}</p><nav aria-label="Parts">{nav}</nav></header>
 <main>{"".join(section(name, head, *parts) for name, head, parts in kept)}</main>
-<script>{SCRIPT}</script></body></html>
+<script>{SCRIPT + script}</script></body></html>
 """
