@@ -9,7 +9,7 @@ __all__ = ['app', 'Comp', 'Data', 'Out', 'Transforms', 'Batch', 'Weights', 'Work
 
 # %% ../nbs/13_cli.ipynb #9aa70b96
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -29,7 +29,7 @@ app.add_typer(kaggle_app, name="kaggle")
 def main(
     plugin: Annotated[list[Path] | None, typer.Option(help="Python file with more VIEWS; repeatable")] = None,
     debug: Annotated[bool, typer.Option("--debug", help="show the traceback; anywhere on the line")] = False,
-):
+) -> None:
     "HMS - Harmful Brain Activity Classification: simulate, train, predict, ensemble, submit."
     import runpy
     for path in plugin or []:
@@ -56,7 +56,7 @@ def simulate(
     workers: Workers = 2,
     preset: Annotated[str | None, typer.Option(help="bench-s (300 patients) or bench-m (1,950)")] = None,
     realism: Annotated[Path | None, typer.Option(help="clones of the hosts' repositories: measure")] = None,
-):
+) -> None:
     "Write a simulated competition in Kaggle's files, with the truth behind its votes; or measure realism."
     if realism: return print_realism(realism, workers)
     from hms_hbac.simulate.competition import PRESETS, simulate, summary
@@ -69,7 +69,7 @@ def simulate(
         print(f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}")
 
 # %% ../nbs/13_cli.ipynb #213754d9
-def print_realism(folder: Path, workers: int):
+def print_realism(folder: Path, workers: int) -> None:
     "Print how real and simulated segments differ, feature by feature, and the two numbers."
     from hms_hbac.simulate.realism import realism
     result, *tables = realism(folder, workers=workers)
@@ -86,7 +86,7 @@ def print_realism(folder: Path, workers: int):
 def check(
     comp: Comp,
     files: Annotated[bool, typer.Option(help="read every parquet file, not only the tables")] = True,
-):
+) -> None:
     "Print a table of the faults in a competition folder."
     from hms_hbac.data.check import check
     from hms_hbac.data.competition import Competition
@@ -101,7 +101,7 @@ def prepare(
     cache: Annotated[Path, typer.Argument(help="folder for the memory maps")],
     workers: Workers = 2,
     dask: Annotated[str | None, typer.Option(help="scheduler of a Dask cluster, tcp://host:port")] = None,
-):
+) -> None:
     "Read all recordings once into float16 memory maps; a killed run goes on where it stopped."
     from hms_hbac.data.recordings import prepare
     prepare(comp, cache, workers=workers, dask=dask, verify=True)
@@ -109,8 +109,10 @@ def prepare(
 
 # %% ../nbs/13_cli.ipynb #0pene3g1
 @app.command()
-def open_eeg(folder: Annotated[Path, typer.Argument(help="clones of IIIC-SPaRCNet and IIIC-IRR")],
-             out: Annotated[Path, typer.Argument(help="competition folder to write; it must not exist yet")]):
+def open_eeg(
+    folder: Annotated[Path, typer.Argument(help="clones of IIIC-SPaRCNet and IIIC-IRR")],
+    out: Annotated[Path, typer.Argument(help="competition folder to write; it must not exist yet")],
+) -> None:
     "Make a competition folder of real EEG from two public repositories (ODC-By)."
     from hms_hbac.data.open_eeg import open_eeg
     table, faults = open_eeg(folder, out)
@@ -129,7 +131,7 @@ def recipes(
     out: Annotated[Path, typer.Option(help="--compare: picture to write, png, pdf or svg")] = "recipes.png",
     data: Annotated[Path | None, typer.Option(help="--compare: take the window from here")] = None,
     eeg: Annotated[int | None, typer.Option(help="--compare: of this eeg_id, default the best voted")] = None,
-):
+) -> None:
     "List the systems, print one with every default filled in, or draw what each shows its network."
     from hms_hbac.models.recipe import list_recipes, load_recipe, recipe_table, recipe_yaml
     if not compare and (data or eeg is not None): raise typer.BadParameter("--data and --eeg need --compare")
@@ -138,7 +140,7 @@ def recipes(
     else: print(recipe_table(list_recipes(), parameters=parameters).to_string(index=False, max_colwidth=70))
 
 # %% ../nbs/13_cli.ipynb #eeaa782e
-def draw_recipes(name: str | None, out: Path, data: Path | None, eeg: int | None):
+def draw_recipes(name: str | None, out: Path, data: Path | None, eeg: int | None) -> None:
     "Write the picture of `recipes --compare`: all recipes, or one; of a simulated window, or one of `data`."
     kinds = (".png", ".pdf", ".svg")
     if out.suffix not in kinds: raise typer.BadParameter(f"--out ends in {', '.join(kinds)}")
@@ -167,7 +169,7 @@ def train(
     track: Annotated[str | None, typer.Option(help="tensorboard or wandb, if installed")] = None,
     without: Annotated[int | None, typer.Option(help="a further fold to leave out, for teachers")] = None,
     plan: Annotated[bool, typer.Option("--plan", help="only say what it would cost on four GPUs")] = False,
-):
+) -> None:
     "Train a recipe fold by fold; finished folds are skipped, a stopped one goes on."
     from hms_hbac.models.recipe import load_recipe
     made, chosen = load_recipe(recipe, scale, set or ()), numbers(folds, "--folds")
@@ -178,7 +180,7 @@ def train(
     for folder in done: print(folder)
 
 # %% ../nbs/13_cli.ipynb #6c7b87b3
-def print_plan(recipe, data: Path, folds: tuple) -> None:
+def print_plan(recipe: Any, data: Path, folds: tuple) -> None:
     "Print the plan of `training.plan` for a competition's rows."
     from hms_hbac.data.competition import Competition, add_folds, events
     from hms_hbac.training.plan import plan_text
@@ -191,14 +193,14 @@ def report(
     data: Annotated[Path | None, typer.Option(help="competition folder, for event cards")] = None,
     out: Annotated[Path, typer.Option(help="the page to write")] = Path("report.html"),
     submission: Annotated[Path | None, typer.Option(help="a submission to describe on the page")] = None,
-):
+) -> None:
     "One self-contained HTML page: leaderboard with intervals, histories, reliability, best and worst events."
     from hms_hbac.evaluation.report import report
     print(report(runs, out, data=data, submission=submission))
 
 
 @app.command()
-def runs(folder: Annotated[Path, typer.Argument(help="folder of runs")]):
+def runs(folder: Annotated[Path, typer.Argument(help="folder of runs")]) -> None:
     "Table of trained recipes: folds, KL, wall time, and intervals between them."
     from hms_hbac.evaluation.runs import run_table
     print(run_table(folder).to_string(index=False))
@@ -214,7 +216,7 @@ def predict(
     weights: Weights = None,
     uncertainty: Annotated[bool, typer.Option("--uncertainty", help="write a second table of it")] = False,
     sets: Annotated[str | None, typer.Option(help="threshold of its sets of classes, or a file")] = None,
-):
+) -> None:
     """Predict every row of test.csv; what cannot be predicted gets the prior, is reported,
     and turns the status to 3."""
     from hms_hbac.inference.predict import predict
@@ -233,7 +235,7 @@ def ensemble(
     folder: Annotated[Path | None, typer.Option(help="of the members' RECIPE.csv")] = None,
     tta: Transforms = None,
     batch_size: Batch = 32,
-):
+) -> None:
     """Blend members by weight, joined on eeg_id: files named with their weights, or a published blend
     (--preset), or a file of fit-weights (--weights), whose members are read from --folder or predicted
     from --runs."""
@@ -253,7 +255,7 @@ def fit_weights(
     runs: Annotated[list[Path], typer.Argument(help="runs, or one out-of-fold table (parquet)")],
     out: Annotated[Path, typer.Option(help="the file to write")] = Path("weights.yaml"),
     min_votes: Annotated[int, typer.Option(help="judge on events with so many votes")] = 10,
-):
+) -> None:
     """Choose how to blend by nested cross-validation over patients.
 
     The plain mean wins unless it is beaten for sure."""
@@ -267,7 +269,7 @@ def fit_weights(
 
 # %% ../nbs/13_cli.ipynb #49790076
 @app.command()
-def check_submission(file: Annotated[Path, typer.Argument(help="submission.csv")], data: Data):
+def check_submission(file: Annotated[Path, typer.Argument(help="submission.csv")], data: Data) -> None:
     "Name every fault for which the competition would reject a submission."
     from hms_hbac.inference.ensemble import check_submission
     faults = check_submission(file, data)
@@ -288,7 +290,7 @@ def demo(
     seed: Annotated[int, typer.Option(min=0)] = 0,
     workers: Workers = 2,
     kernels: Annotated[bool, typer.Option("--kernels/--no-kernels", help="rehearse the kernels")] = True,
-):
+) -> None:
     "From an empty folder to a scored submission on a simulated competition."
     from hms_hbac.demo import demo
     demo(out, patients, test_patients, seed, tuple(members.split(",")), numbers(folds, "--folds"), workers,

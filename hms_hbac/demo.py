@@ -23,6 +23,7 @@ from .kaggle.package import find_repository
 from .kaggle.rehearse import passed, rehearse
 from .models.losses import competition_kl
 from .models.recipe import load_recipe
+from .models.schema import Recipe
 from .simulate.competition import floor, simulate
 from .training.oof import SURE_VOTES, read_oof, vote_shares
 from .training.run import train_before, train_folds
@@ -127,7 +128,7 @@ class Steps:
         return taken
 
 # %% ../nbs/12_demo.ipynb #295d39fd
-def brief(name: str):
+def brief(name: str) -> Recipe:
     "A recipe at demo scale that is trained for a moment: one epoch a stage on a third of the rows."
     recipe = load_recipe(name, "demo")
     for stage in recipe.stages: stage.epochs, stage.keep, stage.keep_from, stage.mosaic_epochs = 1, .34, 0, 0
@@ -144,7 +145,7 @@ def repository_here() -> bool:
         return False
 
 # %% ../nbs/12_demo.ipynb #631c6b4a
-def rehearse_kernels(comp: Competition, out: Path, workers: int = 2):
+def rehearse_kernels(comp: Competition, out: Path, workers: int = 2) -> None:
     """Train `OTHERS` briefly, rehearse the inference kernels on all runs, print the table.
 
     `KaggleError` unless all passed."""

@@ -181,7 +181,7 @@ def size_faults(root=ROOT):
 
 # the modules and folders that are held to it so far
 SIGNED = ("core", "draws", "signal", "simulate", "views", "augment", "models", "training", "inference",
-          "evaluation")
+          "evaluation", "kaggle", "demo", "cli")
 
 
 def public_functions(tree):

@@ -13,6 +13,7 @@ import io
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from ..core import COMPETITION, KaggleError, read_json
 from .metadata import MODEL_HANDLE, OWNER, staged
@@ -22,7 +23,7 @@ from .package import sha256, verify
 LOGIN = "make a token at kaggle.com/settings and save it as ~/.kaggle/access_token, or set KAGGLE_API_TOKEN"
 
 
-def connect():
+def connect() -> Any:
     """The official client's `KaggleApi`, authenticated.
 
     `KaggleError` without the package or without credentials."""
@@ -83,7 +84,7 @@ def unsigned(words: object) -> str:
     return re.sub(r"(\bhttps?://[^\s?'\"]+|\B/[^\s?'\"]*)\?[^\s'\")]+", r"\1", str(words))
 
 
-def ask(what: str, f: Callable, *args, **kwargs):
+def ask(what: str, f: Callable, *args: Any, **kwargs: Any) -> Any:
     "Call the client; whatever goes wrong becomes a `KaggleError` on `what`."
     import requests
     try: return f(*args, **kwargs)
@@ -124,14 +125,14 @@ def push_kernel(
     )
 
 # %% ../../nbs/11_kaggle/07_client.ipynb #c97fb584
-def accepted(ref: str, got: object, fine: bool):
+def accepted(ref: str, got: object, fine: bool) -> None:
     "`KaggleError` with the server's words unless its answer is `fine`."
     if fine: return
     words = got.error if got else "no answer"
     raise KaggleError(f"the server refused: {words}", where=ref, cure=cure_for(words))
 
 # %% ../../nbs/11_kaggle/07_client.ipynb #1fb5cbe5
-def verified(folder: Path, ref: str):
+def verified(folder: Path, ref: str) -> None:
     "`KaggleError` unless the files of a dataset or model are those that its manifest names."
     faults = verify(folder)
     if not faults: return

@@ -22,7 +22,8 @@ kaggle_app = command_group(ABOUT)
 
 
 @kaggle_app.callback(help=ABOUT)
-def kaggle(): pass
+def kaggle() -> None:
+    "Kernels and datasets: check, build, push, wait, fetch, submit, rehearse."
 
 
 Names, Count, Kind = list[str] | None, int | None, Literal["dataset", "model"]
@@ -42,7 +43,7 @@ def kernel_folders(named: list[Path] | None) -> list[Path]:
 @kaggle_app.command()
 def check(
     folders: Annotated[list[Path] | None, typer.Argument(help="default: all of kaggle_kernels")] = None,
-):
+) -> None:
     "Check metadata and notebooks more strictly than the client does."
     from hms_hbac.kaggle.metadata import check
     named = kernel_folders(folders)
@@ -57,7 +58,7 @@ def wheel(
     out: Annotated[Path | None, typer.Option(help="dataset folder; default kaggle_kernels/wheel")] = None,
     extra: Annotated[Names, typer.Option("--with", help="one more pure-Python package; repeatable")] = None,
     alone: Annotated[bool, typer.Option("--alone", help="ship no third-party wheel")] = False,
-):
+) -> None:
     """Build the wheel into its dataset folder, with third-party wheels (timm), the members' notebooks,
     and sha256 sums."""
     from hms_hbac.kaggle.package import build_wheel, find_repository
@@ -74,7 +75,7 @@ def weights(
     kind: Annotated[Kind, typer.Option("--as", help="model: upload at once")] = "dataset",
     owner: Owner = None,
     blend: Blend = None,
-):
+) -> None:
     "Pack finished runs for inference: recipe, weights, prior; no optimizer state."
     from hms_hbac.kaggle.package import find_repository, pack_weights
     out = out or find_repository()/"kaggle_kernels"/"weights"
@@ -95,7 +96,7 @@ def push(
     resume: Annotated[bool, typer.Option("--resume", help="attach the kernel's own last output")] = False,
     timeout: Annotated[Count, typer.Option(min=60, help="seconds until Kaggle stops the run")] = None,
     model: Annotated[Count, typer.Option(min=1, help="attach this version of the weights' model")] = None,
-):
+) -> None:
     """Send kernels (each push is a run) or datasets.
 
     Fails when the server refuses, or takes a kernel without a source."""
@@ -139,7 +140,7 @@ def wait(
     owner: Owner = None,
     deadline: Annotated[str, typer.Option(help="give up after, such as 12h or 30m")] = "12h",
     every: Annotated[float, typer.Option(min=0.0, help="seconds between two questions")] = 30,
-):
+) -> None:
     "Wait until a kernel has run or a dataset is ready; fails when it failed, or at the deadline."
     from hms_hbac.kaggle.fetch import wait
     from hms_hbac.training.run import seconds
@@ -152,7 +153,7 @@ def fetch(
     target: Annotated[str, typer.Argument(help="a kernel's folder, or owner/slug")],
     owner: Owner = None,
     runs: Annotated[Path, typer.Option(help="other output goes to RUNS/kaggle-SLUG")] = Path("runs"),
-):
+) -> None:
     "Bring the output of a kernel's last run: whole folds, and never over one that is finished here."
     from hms_hbac.kaggle.fetch import fetch
     got = fetch(named_ref(target, owner)[0], runs)
@@ -167,7 +168,7 @@ def submit(
     owner: Owner = None,
     message: Annotated[str, typer.Option(help="a note on the submission")] = "hms_hbac",
     file: Annotated[str, typer.Option(help="the kernel's output file")] = "submission.csv",
-):
+) -> None:
     "Submit a finished version of a kernel to the competition."
     from hms_hbac.kaggle.client import submit
     print(submit(named_ref(target, owner)[0], version, message, file))
@@ -209,7 +210,7 @@ def rehearse(
     model: Annotated[Count, typer.Option(min=1, help="mount the weights as this model version")] = None,
     compare: Annotated[bool, typer.Option(help="compare with predict and ensemble here")] = True,
     blend: Blend = None,
-):
+) -> None:
     """Run kernels as Kaggle does: its folders, a fresh environment, no network, limits.
 
     Then check what they wrote."""

@@ -15,6 +15,7 @@ import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import typer
 
@@ -100,12 +101,12 @@ CLICK = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickExcept
 
 class Commands(typer.core.TyperGroup):
     "A command group in which every error ends as one message and status 1; a traceback comes with `--debug`."
-    def parse_args(self, ctx, args):
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         "Take `--debug` out of the line, wherever it stands."
         if "--debug" in args: ctx.find_root().meta["hms_hbac.debug"] = True
         return super().parse_args(ctx, [a for a in args if a != "--debug"])
 
-    def invoke(self, ctx):
+    def invoke(self, ctx: Any) -> Any:
         "Run the command; only the outermost group answers for its errors."
         if ctx.parent is not None: return super().invoke(ctx)
         try:

@@ -104,7 +104,7 @@ def local_name(
     return str(PurePosixPath(*path.parts[1:])) if inside else f"kaggle-{slug}/{path}"
 
 
-def no_link(folder: Path, name: str):
+def no_link(folder: Path, name: str) -> None:
     "`KaggleError` where a link lies on the way to file `name` of `folder`."
     for part in [Path(folder)/p for p in (name, *map(str, PurePosixPath(name).parents[:-1]))]:
         if part.is_symlink():

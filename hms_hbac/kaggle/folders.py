@@ -99,7 +99,7 @@ def files_of(folder: Path) -> list[str]:
     )
 
 # %% ../../nbs/11_kaggle/03_folders.ipynb #80c0a5b6
-def move_in(build: Path, out: Path, kind: str, old: list[str]):
+def move_in(build: Path, out: Path, kind: str, old: list[str]) -> None:
     """Replace the files `old` of `out` by those of `build`.
 
     `KaggleError`, before anything is touched, where a foreign file is in the way."""
@@ -119,7 +119,7 @@ def move_in(build: Path, out: Path, kind: str, old: list[str]):
     write_json(out/MARK, {"kind": kind, "files": new})
 
 
-def drop(out: Path, name: str):
+def drop(out: Path, name: str) -> None:
     "Remove one file of `out`, and the folders above it that are empty then."
     (out/name).unlink(missing_ok=True)
     for parent in (out/name).relative_to(out).parents[:-1]:

@@ -156,7 +156,7 @@ def run_states(recipes: Iterable[str], folds: Iterable[int], runs: Path = "runs"
     return pd.DataFrame(rows)
 
 # %% ../../nbs/11_kaggle/05_kernels.ipynb #5dc31c6e
-def train_child():
+def train_child() -> None:
     """Train the folds of one recipe, as the arguments of the process say.
 
     Recipe, competition, runs, folds, cache, scale, budget."""

@@ -28,7 +28,7 @@ from .package import sha256
 from ..training.run import seconds
 
 # %% ../../nbs/11_kaggle/06_members.ipynb #4b2fd7ee
-def expendable(parent: int = None):
+def expendable(parent: int = None) -> None:
     """On Linux: be killed first when memory runs out,
     and whenever the process `parent` ends (or has ended while we were starting)."""
     try: Path("/proc/self/oom_score_adj").write_text("900")
@@ -43,7 +43,7 @@ def expendable(parent: int = None):
 def run_notebook(
     path: Path,
     parent: int = None,     # process with which this one shall end
-):
+) -> None:
     """Run the code cells of a notebook in this process, and end the process.
 
     Status 0, or 1 with the error as the last line."""
@@ -92,7 +92,7 @@ def run_member(
     return last_line(folder/"log.txt") if code else answer_fault(folder/"submission.csv", comp)
 
 # %% ../../nbs/11_kaggle/06_members.ipynb #feaca112
-def end(child: subprocess.Popen):
+def end(child: subprocess.Popen) -> None:
     "Kill the child and whatever it started."
     try: os.killpg(child.pid, signal.SIGKILL)
     except (ProcessLookupError, PermissionError): pass

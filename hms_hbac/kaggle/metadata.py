@@ -41,11 +41,20 @@ def slugify(title: str) -> str:
 
 # %% ../../nbs/11_kaggle/02_metadata.ipynb #4c7765a2
 def matches(pattern: str) -> Callable:
+    "Test of a text that the regular expression `pattern` describes from end to end."
     return lambda v: isinstance(v, str) and re.fullmatch(pattern, v) is not None
-def text(low: int, high: int) -> Callable: return lambda v: isinstance(v, str) and low <= len(v) <= high
-def one_of(*names) -> Callable: return lambda v: isinstance(v, str) and v in names
-def boolean(v) -> bool: return isinstance(v, bool)
-def whole(v) -> bool: return isinstance(v, int) and not isinstance(v, bool)
+def text(low: int, high: int) -> Callable:
+    "Test of a text of `low` to `high` letters."
+    return lambda v: isinstance(v, str) and low <= len(v) <= high
+def one_of(*names: str) -> Callable:
+    "Test of a text that is one of `names`."
+    return lambda v: isinstance(v, str) and v in names
+def boolean(v: object) -> bool:
+    "True for true and false without quotes."
+    return isinstance(v, bool)
+def whole(v: object) -> bool:
+    "True for a whole number."
+    return isinstance(v, int) and not isinstance(v, bool)
 
 
 def every(test: Callable) -> Callable:
@@ -84,14 +93,14 @@ KERNEL_NEEDS = ("id", "title", "code_file", "language", "kernel_type", "is_priva
                 "machine_shape", "competition_sources", "dataset_sources")
 
 # %% ../../nbs/11_kaggle/02_metadata.ipynb #d9f9c455
-def one_license(v) -> bool:
+def one_license(v: object) -> bool:
     "True for the one form of `licenses` that Kaggle takes."
     return (
         isinstance(v, list) and len(v) == 1 and isinstance(v[0], dict) and isinstance(v[0].get("name"), str)
     )
 
 
-def resources(v) -> bool:
+def resources(v: object) -> bool:
     "True for a list of mappings that name a path."
     return isinstance(v, list) and all(isinstance(r, dict) and isinstance(r.get("path"), str) for r in v)
 
@@ -240,7 +249,7 @@ def with_model(meta: dict, version: int) -> dict:
     return meta | {"dataset_sources": datasets, "model_sources": [*meta.get("model_sources", []), model]}
 
 
-def first_fault(folder: Path):
+def first_fault(folder: Path) -> None:
     "`KaggleError` with the first fault of a folder's metadata, if it has one."
     found = check([folder])
     if len(found) == 0: return
@@ -272,7 +281,7 @@ def staged(
         yield copy
 
 # %% ../../nbs/11_kaggle/02_metadata.ipynb #63606a1f
-def link_or_copy(source: str, target: str):
+def link_or_copy(source: str, target: str) -> None:
     """A hard link to the file behind `source` where the file system can, else a copy.
 
     The staged weights are large, and only read."""

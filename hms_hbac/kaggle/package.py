@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Iterable
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import yaml
@@ -40,7 +41,7 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_manifest(folder: Path, **more) -> dict:
+def write_manifest(folder: Path, **more: Any) -> dict:
     """Write manifest.json, the sha256 of every file under `folder` by relative name, with the keys `more`.
 
     Returns it."""
@@ -76,7 +77,7 @@ def find_repository(start: Path = None) -> Path:
                       cure="call it from the repository's folder")
 
 
-def pip(*args: str):
+def pip(*args: str) -> None:
     "Run pip; `KaggleError` with its last words."
     env = dict(os.environ, SOURCE_DATE_EPOCH="1704067200")              # the same bytes on every day
     command = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check", *args]
@@ -91,7 +92,7 @@ def fetch_wheel(
     name: str,                 # package
     out: Path,                 # folder for the wheel
     before: Path = None,       # folder of an earlier build, whose wheel of the same version is taken
-):
+) -> None:
     """Bring the pure-Python wheel of a package, in the installed version, into `out`.
 
     A line on stderr says when that fails."""
@@ -121,9 +122,9 @@ def build_package(repository: Path, out: Path) -> str:
 
 # %% ../../nbs/11_kaggle/04_package.ipynb #54964b46
 def build_wheel(
-    out: Path,                          # the dataset's folder
-    repository: Path = None,            # the sources, default those found from here
-    # packages whose wheels travel along, left out with a line where there is no network
+    out: Path,                # the dataset's folder
+    repository: Path = None,  # the sources, default those found from here
+  # packages whose wheels travel along, left out with a line where there is no network
     extra: Iterable[str] = ("timm",),
 ) -> dict:
     """Fill the wheel's dataset: our wheel, `extra` wheels, the inference notebooks, a manifest,
@@ -187,7 +188,7 @@ def packed_state(folder: Path) -> str:
     return f"left out: no {missing[0]}" if missing else "packed"
 
 # %% ../../nbs/11_kaggle/04_package.ipynb #758d4547
-def pack_run(folder: Path, target: Path):
+def pack_run(folder: Path, target: Path) -> None:
     "Copy what prediction needs of one run: bytes of its own, so that editing one does not edit the other."
     target.mkdir(parents=True)
     with atomic_write(target/"recipe.yaml") as tmp:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from ..core import KaggleError, read_json, write_json
 
@@ -180,7 +181,7 @@ def environment(root: Path, scale: str, more: dict = None) -> dict[str, str]:
     return keep | own | kaggle | {"HMS_KAGGLE_ROOT": str(root), "HMS_SCALE": scale} | (more or {})
 
 # %% ../../nbs/11_kaggle/09_place.ipynb #9a0ebaad
-def kill(child):
+def kill(child: Any) -> None:
     "End a process and all its descendants."
     import psutil
     try: family = [*child.children(recursive=True), child]

@@ -12,7 +12,7 @@ import ast
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -164,7 +164,7 @@ def prepare_sources(
     }
 
 
-def taken(out: Path, names: Iterable[str], inputs: Iterable[Path]):
+def taken(out: Path, names: Iterable[str], inputs: Iterable[Path]) -> None:
     """Claim the rehearsal's folder, and mark what it will hold.
 
     `KaggleError` where it is not ours, or holds an input."""
@@ -193,7 +193,7 @@ def run_one(
     return row | outcome(root/"working", folder/meta["code_file"], sources["competitions"][COMPETITION])
 
 # %% ../../nbs/11_kaggle/10_rehearse.ipynb #1f5852e1
-def run_side_by_side(names: Iterable[str], run, workers: int) -> list[dict]:
+def run_side_by_side(names: Iterable[str], run: Callable, workers: int) -> list[dict]:
     "Rows of the kernels in the order of `names`; the last one, which may run all others again, begins first."
     with ThreadPoolExecutor(workers) as pool:
         jobs = {name: pool.submit(run, name) for name in reversed(list(names))}
