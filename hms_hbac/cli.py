@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from .core import RecipeError
+from .evaluation.read_command import read
 from .evaluation.votes_commands import votes_app
 from .kaggle.commands import kaggle_app
 from .kaggle.console import command_group, member_weight, numbers
@@ -278,6 +279,9 @@ def check_submission(file: Annotated[Path, typer.Argument(help="submission.csv")
 
 # %% ../nbs/13_cli.ipynb #44120351
 app.add_typer(votes_app, name="votes")
+
+# %% ../nbs/13_cli.ipynb #f165ce52
+app.command()(read)
 
 # %% ../nbs/13_cli.ipynb #52f1dcb5
 @app.command()

@@ -67,7 +67,7 @@ def write_tables(reading: Reading, out: Path) -> None:
         text = reading.table.to_csv(index=False, float_format="%.5f", lineterminator="\n")
         tmp.write_text(f"# {NOTE}\n{text}", encoding="utf-8")
 
-# %% ../../nbs/10_evaluation/18_reading.ipynb #8018c48c
+# %% ../../nbs/10_evaluation/18_reading.ipynb #32e0939b
 def write_reading(reading: Reading, out: str | Path, annotated: bool = False) -> dict:
     "Write all files of a reading into `out`, summary.json last; returns the summary."
     out = Path(out)
@@ -87,7 +87,7 @@ def write_reading(reading: Reading, out: str | Path, annotated: bool = False) ->
 
 
 def read_one(path: str, runs: object, out: str, annotated: bool = False,
-             progress: bool = True, **how) -> dict:
+             progress: bool = True, **how: object) -> dict:
     "Read one recording into the folder `out` (again: go on, or take what is there); its summary."
     reader = runs if isinstance(runs, Reader) else Reader(runs, **how)
     return write_reading(reader.read(path, out, progress=progress), out, annotated)
@@ -169,13 +169,13 @@ def ranking_page(frame: pd.DataFrame) -> str:
                 [("ranking", "By burden", table(shown, "Shares of the time that counts")),
                  ("pages", "Pages", f"<ul>{links}</ul>" if links else text("None could be read."))])
 
-# %% ../../nbs/10_evaluation/18_reading.ipynb #5e0d12ef
+# %% ../../nbs/10_evaluation/18_reading.ipynb #29b40853
 def read_recordings(paths: list, runs: object, out: str | Path,
                     annotated: bool = False, workers: int = 1,
                     backend: str | None = None,       # joblib's
                     dask: object = None,              # scheduler of a cluster
                     progress: bool = True,
-                    **how,                            # arguments of `Reader`
+                    **how: object,                    # arguments of `Reader`
                     ) -> list[dict]:
     "Read recordings into `out`/<name>, and a ranking; a single file goes into `out` itself. Their summaries."
     from tqdm.auto import tqdm
