@@ -88,13 +88,9 @@ class Member:
 
     def __post_init__(self): self.picture = view_key(self.system.view)
     @property
-    def steps(self) -> int:
-        "Columns of the spectrogram that the view reads; 0: none."
-        return self.system.view.spec_steps
-    @property
-    def uses_eeg(self) -> bool:
-        "Whether the view, or an augmentation before it, reads the EEG."
-        return self.system.view.uses_eeg
+    def needs(self) -> frozenset[str]:
+        "What the view reads of a batch: eeg, spectrogram, or both."
+        return self.system.view.needs
 
 # %% ../../nbs/09_inference/05_members.ipynb #ff0787ed
 @dataclass

@@ -30,16 +30,16 @@ from ..training.machine import keep_memory
 # %% ../../nbs/09_inference/06_predict.ipynb #347ed31c
 def usable(member: Member, note: dict) -> bool:
     "Whether the member can predict this row."
-    if member.uses_eeg and note["eeg"]: return False
-    return not (member.steps and note["spectrogram"]) or note["made"]
+    if "eeg" in member.needs and note["eeg"]: return False
+    return not ("spectrogram" in member.needs and note["spectrogram"]) or note["made"]
 
 
 def for_member(member: Member, batch: dict) -> dict:
     "The entries that the member needs, the spectrogram cut to its own width around the label's window."
-    out = {"eeg": batch["eeg"]} if member.uses_eeg else {}
-    if member.steps:
-        start = (batch["spectrogram"].shape[-1] - SPEC_STEPS) // 2 - (member.steps - SPEC_STEPS) // 2
-        out["spectrogram"] = batch["spectrogram"][..., start:start + member.steps]
+    out = {"eeg": batch["eeg"]} if "eeg" in member.needs else {}
+    if "spectrogram" in member.needs:
+        start = (batch["spectrogram"].shape[-1] - SPEC_STEPS) // 2
+        out["spectrogram"] = batch["spectrogram"][..., start:start + SPEC_STEPS]
     return out
 
 # %% ../../nbs/09_inference/06_predict.ipynb #d102573a
@@ -129,8 +129,8 @@ def add_batch(crew: Crew, answers: Answers, batch: dict, limit: dict, ids: list)
 def remarks(crew: Crew, note: dict, ids: list) -> list:
     "Report rows of one row's `notes`."
     i, out = note["row"], []
-    for kind, needs in (("eeg", lambda m: m.uses_eeg), ("spectrogram", lambda m: m.steps)):
-        hit = list(dict.fromkeys(m.group for m in crew.members if needs(m)))
+    for kind in ("eeg", "spectrogram"):
+        hit = list(dict.fromkeys(m.group for m in crew.members if kind in m.needs))
         used = "spectrogram made from the EEG" if kind == "spectrogram" and note["made"] else ""
         if note.get(kind): out += [report_row(f"{kind}: {note[kind]}", g, i, ids, used) for g in hit]
         elif hit:
@@ -145,7 +145,8 @@ def predict_table(crew: Crew, comp: Competition, batch_size: int = 32, progress:
     table, ids = comp.test, test_ids(comp)
     if crew.device.type == "cpu": keep_memory()
     answers = Answers.empty(crew.groups, len(ids))
-    steps, eeg = max((m.steps for m in crew.members), default=0), any(m.uses_eeg for m in crew.members)
+    needs = frozenset().union(*(m.needs for m in crew.members))
+    eeg, steps = "eeg" in needs, SPEC_STEPS if "spectrogram" in needs else 0
     if not crew.members or not ids: return answers
     source, limit, cuda = FolderSource(comp, "test", keep=2), {"size": batch_size}, crew.device.type == "cuda"
     chunks = [range(a, min(a + batch_size, len(ids))) for a in range(0, len(ids), batch_size)]

@@ -21,6 +21,7 @@ from hms_hbac.core import (
     CHANNELS,
     CLASSES,
     EEG_RATE,
+    SPEC_STEPS,
     VOTES,
     DataError,
     HmsError,
@@ -63,11 +64,11 @@ class Setup:
     @property
     def steps(self) -> int:
         "Columns of spectrogram that the members want; 0: none."
-        return max((m.steps for m in self.crew.members), default=0)
+        return SPEC_STEPS if any("spectrogram" in m.needs for m in self.crew.members) else 0
     @property
     def eeg(self) -> bool:
         "Whether a member looks at the EEG."
-        return any(m.uses_eeg for m in self.crew.members)
+        return any("eeg" in m.needs for m in self.crew.members)
 
 
 def answer_table(setup: Setup, answers: Answers, times: np.ndarray) -> pd.DataFrame:

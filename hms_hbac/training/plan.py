@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from ..core import CHANNELS, EEG_SAMPLES, PANELS, SPEC_BINS
+from ..core import CHANNELS, EEG_SAMPLES, PANELS, SPEC_BINS, SPEC_STEPS
 from ..models.nets import build_net
 from ..models.recipe import without_downloads
 from ..models.schema import Recipe
@@ -102,7 +102,7 @@ def sample_seconds(cost: Cost, recipe: Recipe, device: Device) -> tuple[float, f
     traffic = cost.kept / (1 + narrow) / (device.bandwidth * 1e9 * ASSUMED["bandwidth"])
     needs = view(recipe.view).needs
     window = 4 * (("eeg" in needs) * len(CHANNELS) * EEG_SAMPLES
-                  + len(PANELS) * SPEC_BINS * view(recipe.view).spec_steps)
+                  + ("spectrogram" in needs) * len(PANELS) * SPEC_BINS * SPEC_STEPS)
     host = 0. if recipe.speed.resident else window / (ASSUMED["host GB/s"] * 1e9)
     shared = 1 if device.gpus == 1 else device.gpus * ASSUMED["second GPU"]
     return max(3 * arithmetic, 4 * traffic, host) / shared, max(arithmetic, traffic, host) / shared

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from ..core import CLASSES, DataError, RecipeError
+from ..core import CLASSES, SPEC_STEPS, DataError, RecipeError
 from ..data.recordings import Recordings
 from ..data.windows import WindowDataset
 from ..models.image import System
@@ -129,7 +129,8 @@ def view_data(system: System, recordings: Recordings, events: pd.DataFrame,
               offset: str = "middle",      # of the events, or random
               seed: int = 0) -> WindowDataset:
     "Windows of `events` with the entries that the system's view reads, and no others."
-    needs, steps = system.view.needs, system.view.spec_steps
+    needs = system.view.needs
+    steps = SPEC_STEPS if "spectrogram" in needs else 0
     eeg = "eeg" in needs or bool(len(system.signal_augment))
     return WindowDataset(recordings, events, spec_steps=steps, offset=offset, seed=seed, eeg=eeg)
 

@@ -152,8 +152,6 @@ def _needs(view):
 
 View.needs = property(_needs,
                       doc="What the picture takes from the batch: a frozenset of 'eeg' and 'spectrogram'.")
-View.spec_steps = property(lambda view: SPEC_STEPS * ("spectrogram" in view.needs))
-View.uses_eeg = property(lambda view: "eeg" in view.needs)
 View.fit = fit
 
 # %% ../../nbs/05_views/01_algebra.ipynb #8182426b
