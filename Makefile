@@ -5,7 +5,7 @@ BIN     = $(VENV)/bin
 DEMO   ?= demo
 UV      = uv==0.13.8
 
-.PHONY: demo test quick test-oldest test-kaggle gpu lab docs readme lock clean help
+.PHONY: demo test quick test-oldest test-kaggle gpu learn lab docs readme lock clean help
 .DEFAULT_GOAL := help
 
 help:            ## this list
@@ -36,6 +36,9 @@ test-kaggle: $(VENV)/ready ## the same with the versions of Kaggle's image and o
 
 gpu: $(VENV)/ready   ## on a machine with a GPU: all checks and speeds, resumable (into build/gpu/); elsewhere a dry run
 	$(BIN)/python tools/gpu.py
+
+learn: $(VENV)/ready ## every recipe at scale small on one fold, two seeds, two baselines; resumable, many hours (bench/learn.md)
+	$(BIN)/python bench/learn.py --out bench/learn.md
 
 lab: $(VENV)/ready   ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab nbs
