@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['CLASSES', 'CONSENSUS', 'VOTES', 'COMPETITION', 'CHANNELS', 'ELECTRODES', 'PANELS', 'CHAINS', 'POSITIONS',
            'LEFT_RIGHT', 'FRONT_BACK', 'EEG_RATE', 'EEG_SECONDS', 'EEG_SAMPLES', 'LABEL_SECONDS', 'SPEC_STEP',
-           'SPEC_STEPS', 'SPEC_BINS', 'SPEC_FREQUENCIES', 'LONGEST', 'DEEPEST', 'PLAIN', 'swap', 'spectrogram_columns',
-           'HmsError', 'DataError', 'RecipeError', 'CheckpointError', 'SubmissionError', 'KaggleError', 'atomic_write',
-           'write_json', 'read_json', 'literal', 'combine', 'built', 'parse']
+           'SPEC_STEPS', 'SPEC_BINS', 'SPEC_FREQUENCIES', 'EPSILON', 'LONGEST', 'DEEPEST', 'PLAIN', 'swap',
+           'spectrogram_columns', 'HmsError', 'DataError', 'RecipeError', 'CheckpointError', 'SubmissionError',
+           'KaggleError', 'kl_rows', 'atomic_write', 'write_json', 'read_json', 'literal', 'combine', 'built', 'parse']
 
 # %% ../nbs/00_core.ipynb #5f00b978
 import ast
@@ -97,6 +97,21 @@ class SubmissionError(HmsError):
     "A submission that the competition would reject."
 class KaggleError(HmsError):
     "A fault in kernel metadata, or one that Kaggle's server reported."
+
+# %% ../nbs/00_core.ipynb #b621962b
+EPSILON = 1e-15                      # the host's clip
+
+
+def kl_rows(target: np.ndarray, prob: np.ndarray) -> np.ndarray:
+    """KL divergence of each row, (N,) float64. `target`, `prob`: (N, 6) arrays, tensors or frames; `prob` is
+    clipped as the host does."""
+    y, p = (np.asarray(a, dtype=np.float64) for a in (target, prob))
+    if y.shape != p.shape:
+        raise DataError(f"targets have shape {y.shape}, predictions {p.shape}", where="kl_rows",
+                        cure="align the rows first")
+    seen = y > 0
+    p = np.clip(p, EPSILON, 1 - EPSILON)
+    return np.where(seen, y * np.log(np.where(seen, y, 1) / p), 0).sum(-1)
 
 # %% ../nbs/00_core.ipynb #9bd489d3
 @contextmanager

@@ -4,7 +4,12 @@ Nothing heavy is imported before a command needs it, and a test names what broug
 import subprocess
 import sys
 
+import numpy as np
+import pandas as pd
 import pytest
+
+from hms_hbac.core import CLASSES, VOTES
+from hms_hbac.evaluation.runs import example_run
 
 HEAVY = ("torch", "timm", "pandas", "pyarrow", "scipy", "matplotlib", "sklearn", "joblib", "yaml")
 WATCH = """
@@ -46,3 +51,28 @@ def test_the_watch_itself():
     "It names an import that a command does make, with the modules on the way."
     status, _, brought = watched("runs", "no-such-folder")
     assert status == 1 and ", imported by " in brought and "cli.py" in brought
+
+
+@pytest.fixture(scope="module")
+def small_folder(tmp_path_factory):
+    "A folder of runs of two recipes, a competition folder without files, and a submission."
+    folder = tmp_path_factory.mktemp("cli")
+    rng = np.random.default_rng(0)
+    votes = pd.DataFrame(rng.integers(1, 6, (40, 6)), columns=list(VOTES))
+    table = votes.assign(event_id=range(40), eeg_id=range(40), patient_id=np.arange(40) // 4,
+                         fold=np.arange(40) // 4 % 2, n_votes=votes.sum(axis=1))
+    for name in ("one", "two"):
+        prob = rng.dirichlet(np.ones(6), 40)
+        example_run(folder / "runs", name, table.assign(**dict(zip(CLASSES, prob.T, strict=True))))
+    (folder / "test.csv").write_text("spectrogram_id,eeg_id,patient_id\n7,1,1\n8,2,1\n")
+    shares = pd.DataFrame(np.full((2, 6), 1 / 6), columns=list(VOTES))
+    shares.insert(0, "eeg_id", [1, 2])
+    shares.to_csv(folder / "submission.csv", index=False)
+    return folder
+
+
+@pytest.mark.parametrize("words", ["runs {0}/runs", "check-submission {0}/submission.csv --data {0}"])
+def test_tables_need_no_torch(small_folder, words):
+    status, out, brought = watched(*words.format(small_folder).split(), heavy=("torch", "timm", "scipy"))
+    assert status == 0 and brought == "", brought
+    assert "recipe" in out if words.startswith("runs") else "valid" in out

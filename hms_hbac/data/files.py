@@ -17,7 +17,6 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
 from hms_hbac.core import (
     CHANNELS,
@@ -199,6 +198,7 @@ def cut(x: np.ndarray,
     hi = max(min(start + n, end), lo)
     if hi - lo < n: out[...] = np.nan
     if hi > lo and x.dtype == np.float16:            # torch widens float16 thirty times faster than numpy
+        import torch
         torch.from_numpy(out[..., lo - start:hi - start]).copy_(torch.from_numpy(x[..., lo:hi]))
     elif hi > lo: out[..., lo - start:hi - start] = x[..., lo:hi]
     return out

@@ -16,8 +16,7 @@ import pandas as pd
 import yaml
 from numpy.typing import ArrayLike
 
-from ..core import CLASSES, VOTES, DataError, HmsError, read_json, write_json
-from ..models.losses import kl_rows
+from ..core import CLASSES, VOTES, DataError, HmsError, kl_rows, read_json, write_json
 from hms_hbac.training.oof import (
     SURE_VOTES,
     fold_folders,

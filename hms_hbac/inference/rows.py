@@ -8,10 +8,10 @@ __all__ = ['ORDINARY', 'plain_id', 'test_ids', 'eeg_fault', 'reason', 'read_part
 # %% ../../nbs/09_inference/01_rows.ipynb #0e3d2dc4
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-import torch
 
 from hms_hbac.core import (
     CHANNELS,
@@ -27,8 +27,9 @@ from hms_hbac.core import (
 )
 from ..data.competition import Competition
 from ..data.files import cut_spectrogram, spectrogram_row
-from ..data.windows import FolderSource, read_eeg_window, read_spectrogram_window
-from ..signal.spectrogram import host_spectrogram
+
+if TYPE_CHECKING:
+    from hms_hbac.data.windows import FolderSource
 
 # %% ../../nbs/09_inference/01_rows.ipynb #ec0b9ca5
 def plain_id(text: object) -> str:
@@ -67,8 +68,9 @@ def reason(e: Exception) -> str:
     return f"{type(e).__name__}: {(str(e).splitlines() or [''])[0][:120]}"
 
 
-def read_part(source: FolderSource, kind: str, id: str, out: np.ndarray) -> tuple:
+def read_part(source: "FolderSource", kind: str, id: str, out: np.ndarray) -> tuple:
     "Fill `out` with a row's window: (fault or '', remarks). A window with a fault is filled with zeros."
+    from hms_hbac.data.windows import read_eeg_window, read_spectrogram_window
     read = read_eeg_window if kind == "eegs" else read_spectrogram_window
     try:
         read(source, id, 0, out)
@@ -82,13 +84,16 @@ def read_part(source: FolderSource, kind: str, id: str, out: np.ndarray) -> tupl
     return fault, remarks
 
 # %% ../../nbs/09_inference/01_rows.ipynb #4c06ac1d
-def spectrogram_from_eeg(source: FolderSource, id: str, out: np.ndarray) -> bool:
+def spectrogram_from_eeg(source: "FolderSource", id: str, out: np.ndarray) -> bool:
     "Fill `out` (4, 100, n) from the EEG as the host did; True if at least half of the 10 minutes is covered."
     try: signal = source.read("eegs", id).signal
     except Exception: return False
     begin = EEG_SECONDS / 2 - SPEC_STEPS * SPEC_STEP / 2          # of the spectrogram, in the EEG's time
     need = round((EEG_SECONDS / 2 + out.shape[-1] * SPEC_STEP / 2 + 20) * EEG_RATE)
     if signal.shape[1] < SPEC_STEPS * SPEC_STEP / 2 * EEG_RATE: return False
+    import torch
+
+    from hms_hbac.signal.spectrogram import host_spectrogram
     power = host_spectrogram(torch.from_numpy(np.ascontiguousarray(signal[:, :need]))).numpy()
     margin = (out.shape[-1] - SPEC_STEPS) // 2
     out[:] = cut_spectrogram(power, int(spectrogram_row(begin)) - margin, out.shape[-1])
@@ -97,13 +102,14 @@ def spectrogram_from_eeg(source: FolderSource, id: str, out: np.ndarray) -> bool
     return bool(covered)
 
 # %% ../../nbs/09_inference/01_rows.ipynb #90d45cfb
-def read_slots(source: FolderSource, table: pd.DataFrame,
+def read_slots(source: "FolderSource", table: pd.DataFrame,
                rows: Iterable[int],  # positions in test.csv
                slots: int,           # windows of the batch; those after `rows` stay zero
                eeg: bool,            # whether EEGs are wanted
                steps: int,           # columns of spectrogram wanted; 0: none
                ) -> dict:
     "A batch with `eeg` and `spectrogram` (where asked for) and `notes`, one dict per row."
+    import torch
     batch = {"eeg": torch.zeros(slots, len(CHANNELS), EEG_SAMPLES)} if eeg else {}
     if steps: batch["spectrogram"] = torch.zeros(slots, len(PANELS), SPEC_BINS, steps)
     notes = []

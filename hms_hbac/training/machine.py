@@ -23,13 +23,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..core import CheckpointError, RecipeError, read_json
 
 # %% ../../nbs/08_training/06_machine.ipynb #e9bf25a4
 def usable_precision(wanted: str) -> tuple:
     "What this machine can do of `wanted`: (fp32, fp16 or bf16; a note or None)."
+    import torch
     cuda = torch.cuda.is_available()
     if wanted == "fp16" and not cuda: return "fp32", "precision fp32: fp16 needs a GPU"
     if wanted == "bf16" and cuda and torch.cuda.get_device_capability()[0] < 8:
@@ -42,6 +41,7 @@ def make_accelerator(precision: str = "fp32", track: str = None, folder: Path | 
 
     `track` names one of its trackers (tensorboard, wandb), which writes into `folder`; `RecipeError` where it
     is not installed."""
+    import torch
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
     from accelerate.utils import DistributedDataParallelKwargs
@@ -70,6 +70,7 @@ def keep_memory() -> bool:
 
     Only on a CPU under glibc, and unless the environment says HMS_MALLOC=system. Older versions refuse a
     threshold of 1 GiB and get 32 MiB."""
+    import torch
     if os.environ.get("HMS_MALLOC") == "system" or torch.cuda.is_available(): return False
     if platform.libc_ver()[0] != "glibc": return False
     mallopt = ctypes.CDLL(None).mallopt
@@ -212,8 +213,9 @@ def read_run(folder: Path | str) -> dict:
     return manifest | {"status": "failed", "error": cause_of_death(folder)}
 
 # %% ../../nbs/08_training/06_machine.ipynb #a13cd794
-def device_name(device: torch.device) -> str:
-    "What the manifest calls a device."
+def device_name(device: Any) -> str:
+    "What the manifest calls a `torch.device`."
+    import torch
     if device.type == "cuda": return torch.cuda.get_device_name(device)
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 

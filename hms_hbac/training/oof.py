@@ -13,8 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from ..core import CLASSES, VOTES, DataError
-from ..models.losses import kl_rows
+from ..core import CLASSES, VOTES, DataError, kl_rows
 
 # %% ../../nbs/08_training/01_oof.ipynb #842e8a2b
 SURE_VOTES = 10                      # rows with so many votes resemble the hidden test set
