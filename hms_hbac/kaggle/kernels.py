@@ -25,7 +25,7 @@ from ..data.competition import Competition
 from ..data.recordings import prepare
 from ..inference.ensemble import check_submission
 from ..inference.members import find_runs
-from ..inference.outputs import prior_of, write_submission
+from ..inference.outputs import prior_of, report_path, write_submission
 from ..inference.pooling import read_weights
 from ..inference.predict import predict
 from ..inference.rows import test_ids
@@ -118,10 +118,8 @@ def infer(
     status = predict(folders, comp, out, weights=told, batch_size=batch_size, progress=False)
     faults = check_submission(out, comp)
     verdict = "valid" if not faults else f"NOT VALID: {faults[0]}"
-    print(
-        f"{out}: {len(ids)} rows, {verdict}"
-        + ("" if status == 0 else "; degraded, prediction_report.csv says where")
-    )
+    degraded = f"; degraded, {report_path(out).name} says where" if status else ""
+    print(f"{out}: {len(ids)} rows, {verdict}{degraded}")
     rows = [dict(recipe=g, weight=w, folds=len(find_runs(f)) if g in available else 0)
             for (g, w), f in zip(groups.items(), folders, strict=True)]
     return pd.DataFrame(rows)
