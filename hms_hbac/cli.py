@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'Comp', 'Data', 'Out', 'Transforms', 'Batch', 'Weights', 'Workers', 'main', 'simulate', 'print_realism',
-           'check', 'prepare', 'open_eeg', 'recipes', 'draw_recipes', 'train', 'print_plan', 'report', 'runs',
-           'predict', 'ensemble', 'fit_weights', 'check_submission', 'demo']
+           'check', 'prepare', 'open_eeg', 'recipes', 'draw_recipes', 'train', 'report', 'runs', 'predict', 'ensemble',
+           'fit_weights', 'check_submission', 'demo']
 
 # %% ../nbs/13_cli.ipynb #9aa70b96
 from pathlib import Path
@@ -174,18 +174,13 @@ def train(
     "Train a recipe fold by fold; finished folds are skipped, a stopped one goes on."
     from hms_hbac.models.recipe import load_recipe
     made, chosen = load_recipe(recipe, scale, set or ()), numbers(folds, "--folds")
-    if plan: return print_plan(made, data, chosen)
+    if plan:
+        from hms_hbac.training.plan import competition_plan
+        return print(competition_plan(made, data, chosen))
     from hms_hbac.training.run import train_folds
     done = train_folds(made, data, runs, folds=chosen, cache=cache, time_budget=time_budget, resume=resume,
                        workers=workers, track=track, without=without)
     for folder in done: print(folder)
-
-# %% ../nbs/13_cli.ipynb #6c7b87b3
-def print_plan(recipe: Any, data: Path, folds: tuple) -> None:
-    "Print the plan of `training.plan` for a competition's rows."
-    from hms_hbac.data.competition import Competition, add_folds, events
-    from hms_hbac.training.plan import plan_text
-    print(plan_text(recipe, add_folds(events(Competition(data).train), recipe.folds), folds))
 
 # %% ../nbs/13_cli.ipynb #446f43f2
 @app.command()
