@@ -123,7 +123,7 @@ class Stream:
     def seconds(self) -> float: return self.samples / EEG_RATE
     def __repr__(self): return f"Stream({self.name!r}: {self.seconds:g} s)"
 
-# %% ../../nbs/03_data/09_stream.ipynb #1a9e0d9e
+# %% ../../nbs/03_data/09_stream.ipynb #3ee71265
 def plain(self: Stream, start: int, n: int) -> np.ndarray:
     "Samples start .. start + n within the recording, (20, n) float64 µV without the offset; NaN: missing."
     inputs = np.empty((len(self.plan.inputs), n))
@@ -148,8 +148,9 @@ def look_around(self: Stream) -> np.ndarray:
     far = np.abs(middle) > OFFSET
     if far.any(): self.flags.append(f"offsets of up to {np.abs(middle).max() / 1000:.3g} mV taken away")
     chains = MONTAGES["chains"].derive(torch.from_numpy(x.reshape(len(CHANNELS), -1))).numpy()
-    spread = np.nanstd(np.nan_to_num(chains, nan=np.nan).reshape(len(chains), 32, -1), -1)
-    typical = np.nanmedian(spread) if np.isfinite(spread).any() else 0.
+    chains = chains.reshape(-1, EEG_RATE)
+    chains = chains[np.isfinite(chains).all(1)]
+    typical = np.median(chains.std(1)) if len(chains) else 0.
     if not PLAUSIBLE[0] <= typical <= PLAUSIBLE[1]:
         self.flags.append(f"implausible amplitude: {typical:.3g} µV in a chain's difference; check the units")
     return np.where(far, middle, 0)[:, None]
