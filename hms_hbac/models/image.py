@@ -173,14 +173,16 @@ class ImageModel(Network):
         patch_stride: int = None,
         bias: bool = True,          # of the last layer
         finish: bool = True,        # timm's layers between pooling and head
+        reduce: int = 1,            # the backbone sees means over so many pixels, up and down
     ):
         super().__init__()
         _check_options(pool, head, stem, attention)
-        self.shape = tuple(shape)
-        self.backbone = Backbone(backbone, self.shape, str(pretrained), drop_path, patch_stride,
+        self.shape, self.reduce = tuple(shape), reduce
+        seen = (self.shape[0], *(n // reduce for n in self.shape[1:]))
+        self.backbone = Backbone(backbone, seen, str(pretrained), drop_path, patch_stride,
                                  pool == "token", finish)
         if stem: enlarge_stem(self.backbone.net)
-        channels, self.height, self.width = feature_grid(self.backbone, self.shape)
+        channels, self.height, self.width = feature_grid(self.backbone, seen)
         self.attention = width_attention(channels, self.width, int(attention))
         self.pool = SEDPool(channels) if head == "sed" else POOLS[pool]()
         self.dropout = nn.Dropout(dropout)
@@ -193,6 +195,7 @@ class ImageModel(Network):
         if tuple(x.shape[1:]) != self.shape:
             what = f"the image is {tuple(x.shape[1:])}, the model was built for {self.shape}"
             raise RecipeError(what, cure="build it for the view's shape")
+        if self.reduce > 1: x = nn.functional.avg_pool2d(x, self.reduce)
         return self.backbone.finish(self.pool(self.attention(self.backbone(x))))
 
     def vector(self, x: torch.Tensor) -> torch.Tensor:

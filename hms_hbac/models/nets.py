@@ -68,6 +68,7 @@ class TimmNet(Part):
     stem: Literal["large"] | None = None       # 17x17 first convolution
     bias: bool = True                             # of the last layer
     finish: bool = later(True)                    # timm's layers between pooling and the last layer
+    reduce: Count = later(1)                      # the backbone sees means over so many pixels
     dropout: Share = 0.0
     drop_path: Share = 0.0
     pretrained: str = "hub"

@@ -25,15 +25,17 @@ def tiny_net(net: dict) -> dict:
     net = dict(net)
     if net["kind"] == "joined": net["parts"] = [tiny_net(p) for p in net["parts"]]
     if net["kind"] in ("timm", "ast"): net.update(pretrained="none", drop_path=0.0)
-    if net["kind"] == "timm": net["backbone"] = tiny_backbone(net["backbone"])
+    if net["kind"] == "timm": net.update(backbone=tiny_backbone(net["backbone"]), reduce=2)
     if net["kind"] == "ast": net["backbone"] = "test_vit"
     if net["kind"] == "resnet1d_gru": net.update(hidden=32)
+    if net["kind"] == "wavenet": net.update(filters=net["filters"][:2])
     if net["kind"] == "squeezeformer": net.update(dim=32, layers=1, kernel=11)
     if net["kind"] in ("efficientnet1d", "left_right"): net.update(hidden=16, depth=1)
     if net["kind"] == "x3d": net.update(depths=[1, 1, 1, 1], widths=[8, 16, 16, 16], hidden=64)
     if net["kind"] == "tiled": net.update(image=tiny_net(net["image"]))
     if net["kind"] == "drawn":
-        net.update(image=tiny_net(net["image"]), filters=net["filters"][:2], height=64, width=96)
+        image = tiny_net(net["image"]) | {"reduce": 1}
+        net.update(image=image, filters=net["filters"][:2], height=64, width=96)
     return net
 
 # %% ../../nbs/07_models/10_scales.ipynb #7aeac9be
