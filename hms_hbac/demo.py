@@ -105,9 +105,9 @@ def verdicts(table: pd.DataFrame, members: list[str]) -> list[str]:
             f"The ensemble {word} its better member {best} ({column['ensemble']:.3f}, {column[best]:.3f})."]
 
 # %% ../nbs/12_demo.ipynb #27e08b6b
-MEMBERS = ("panels_b0", "resnet1d_gru")
+MEMBERS = ("left_right_encoder", "squeezeformer")
 # so that each inference kernel has a member
-OTHERS = ("attention_b0", "multiwindow_b0", "refined_mosaic_b0", "efficientnet1d")
+OTHERS = ("attention_b0", "multiwindow_b0", "refined_mosaic_b0", "resnet1d_gru", "panels_b0")
 
 
 class Steps:
