@@ -190,7 +190,7 @@ class SidesNet(Part):
     "One encoder for both sides of the head."
     kind: Literal["left_right"]
     hidden: Count = 64
-    depth: Count = 2
+    depth: Count = 4
     kernels: Annotated[list[Count], Field(min_length=1)] = [3, 3, 5, 5, 3]
     dropout: Share = 0.1
 

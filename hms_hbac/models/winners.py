@@ -127,7 +127,7 @@ class LeftRightEncoder(Network):
     """(B, 4k, T) -> logits (B,6): k signals of the left, k of the right, then their 2k qualities (view
     `LeftRight`).
     The same answer when the sides swap."""
-    def __init__(self, in_channels: int = 40, samples: int = 512, hidden: int = 64, depth: int = 2,
+    def __init__(self, in_channels: int = 40, samples: int = 512, hidden: int = 64, depth: int = 4,
                  kernels: tuple = (3, 3, 5, 5, 3), dropout: float = 0.1):
         super().__init__()
         if in_channels % 4: raise RecipeError(f"{in_channels} channels are no two sides with their qualities")

@@ -160,6 +160,7 @@ WINNER_VIEWS = {
     "superlet": f"Resize(Normalize(Scalogram({_BAND}, 'superlet')), 256, 256)",
     "raw_picture": f"Repeat(Folded({_BAND}, 10))",
     "stft_volume": f"Spectra({_BAND}, 96, 512, 200, 50, .5, 20)",
+    "v2b3": f"HStack(Normalize(ZoomedMel({_BAND}, n_mels=25)), Repeat(Panels('image')))",
 }
 VIEWS.update(WINNER_PARTS)
 VIEWS.update({name: named_view(expr) for name, expr in WINNER_VIEWS.items()})

@@ -45,16 +45,41 @@ def test_every_row_of_the_table_exists():
     assert list(recipe_table(parameters=False).name) == list_recipes()
 
 
+# millions of parameters
+FIRST_PLACES = {"zoomed_mel_mixnet": 10.37, "squeezeformer": 1.36, "tiled_mels_tinyvit": 20.63,
+                "efficientnet1d": .91, "left_right_encoder": .88, "wavenet_picture_maxxvit": 23.25,
+                "four_pictures_vit": 87.65, "scalogram_maxvit": 28.64, "superlet_maxvit": 28.64,
+                "shared_conv_picture": 8.05, "raw_picture_b5": 28.35, "stft_x3d": 5.35, "v2b3_picture": 12.83}
+
+
 @pytest.mark.parametrize("name", WANTED)
 def test_full_scale_builds_and_passes_a_batch(name):
     """Networks on the meta device: every shape is computed, no weight and no product. A GRU unrolls there, so
-    it runs for real."""
+    it runs for real. The first places take a whole step there; `bench/winners.py` takes the same for real."""
     recipe = offline(name, "full")
     device, drawn = "cpu" if recipe.net.kind == "resnet1d_gru" else "meta", view(recipe.view)
-    with torch.device(device), torch.no_grad():
+    with torch.device(device):
         net = build_net(recipe.net, drawn).eval()
-        assert net(torch.zeros(2, *drawn.shape)).shape == (2, 6)
-    assert sum(p.numel() for p in net.parameters()) > 10_000
+        with torch.no_grad(): assert net(torch.zeros(2, *drawn.shape)).shape == (2, 6)
+        if name in FIRST_PLACES:
+            net.train()(torch.zeros(2, *drawn.shape)).sum().backward()
+            torch.optim.AdamW(net.parameters()).step()
+            assert all(p.grad is not None and p.grad.shape == p.shape for p in net.parameters())
+    millions = sum(p.numel() for p in net.parameters()) / 1e6
+    assert millions > .01 and millions == pytest.approx(FIRST_PLACES.get(name, millions), abs=.006)
+
+
+def test_a_full_step_for_real():
+    "The smallest of them on the CPU: finite gradients, and weights that moved."
+    recipe = offline("left_right_encoder", "full")
+    system = build(recipe).train()
+    batch = example_batch(system, 2)
+    logits, batch = system(batch)
+    loss(recipe.loss)(logits, batch["target"], batch["n_votes"]).backward()
+    before = system.net.head[-1].weight.detach().clone()
+    assert all(p.grad.isfinite().all() for p in system.net.parameters())
+    torch.optim.AdamW(system.parameters()).step()
+    assert not torch.equal(before, system.net.head[-1].weight)
 
 
 @pytest.mark.parametrize("name", WANTED)

@@ -20,7 +20,7 @@ SHAPES = {"zoomed_mel": (3, 1024, 602), "sixteen": (16, 10_000), "sixteen_fast":
           "left_right": (40, 512), "sixteen_slow": (16, 2000), "four_pictures": (4, 518, 518),
           "scalogram": (1, 256, 256),
           "paul_scalogram": (1, 256, 256), "superlet": (1, 256, 256), "raw_picture": (3, 160, 1000),
-          "stft_volume": (16, 96, 201)}
+          "stft_volume": (16, 96, 201), "v2b3": (3, 400, 902)}
 
 
 @pytest.fixture(scope="module")
