@@ -117,3 +117,11 @@ def test_the_trained_runs_answer_the_real_sample(out, real):
     table = pd.read_csv(out / "real.csv")
     assert table.eeg_id.tolist() == [3911565283] and abs(table[list(VOTES)].to_numpy().sum() - 1) < 1e-6
     assert hms("check-submission", out / "real.csv", "--data", real / "competition")[0] == 0
+
+
+def test_one_list_of_members():
+    "The command line imports late, so it repeats the demo's members; they must not drift apart."
+    import inspect
+
+    from hms_hbac import cli, demo
+    assert inspect.signature(cli.demo).parameters["members"].default == ",".join(demo.MEMBERS)
