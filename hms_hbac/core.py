@@ -7,7 +7,8 @@ __all__ = ['CLASSES', 'CONSENSUS', 'VOTES', 'COMPETITION', 'CHANNELS', 'ELECTROD
            'LEFT_RIGHT', 'FRONT_BACK', 'EEG_RATE', 'EEG_SECONDS', 'EEG_SAMPLES', 'LABEL_SECONDS', 'SPEC_STEP',
            'SPEC_STEPS', 'SPEC_BINS', 'SPEC_FREQUENCIES', 'EPSILON', 'LONGEST', 'DEEPEST', 'PLAIN', 'swap',
            'spectrogram_columns', 'HmsError', 'DataError', 'RecipeError', 'CheckpointError', 'SubmissionError',
-           'KaggleError', 'kl_rows', 'atomic_write', 'write_json', 'read_json', 'literal', 'combine', 'built', 'parse']
+           'KaggleError', 'kl_rows', 'atomic_write', 'write_json', 'read_json', 'plain_yaml', 'literal', 'combine',
+           'built', 'parse']
 
 # %% ../nbs/00_core.ipynb #5f00b978
 import ast
@@ -118,6 +119,8 @@ def kl_rows(target: np.ndarray, prob: np.ndarray) -> np.ndarray:
 def atomic_write(path: Path | str) -> Iterator[Path]:
     "Yield a temporary path beside `path`; on success fsync and rename it to `path`, on failure remove it."
     path = Path(path)
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise HmsError("is a device or a pipe, and would be replaced", where=path, cure="name a file")
     path.parent.mkdir(parents=True, exist_ok=True)
     fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     os.close(fd)
@@ -144,12 +147,25 @@ def write_json(path: Path | str,
 
 def read_json(path: Path | str) -> object:
     "Read a JSON file; a `DataError` names a missing or broken one."
+    if Path(path).exists() and not Path(path).is_file():
+        raise DataError("is no file", where=path)                   # a pipe would be waited for
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError("no such file", where=path) from None
     except ValueError as e:
         raise DataError(f"not valid JSON ({e})", where=path) from None
+
+
+def plain_yaml(text: str, where: Path | str) -> object:
+    """The value of a YAML text; `RecipeError` for anchors and aliases, which could stand for millions of
+    values. What is no YAML raises `yaml.YAMLError`."""
+    import yaml
+    try:
+        if any(isinstance(e, yaml.AliasEvent) or getattr(e, "anchor", None) for e in yaml.parse(text)):
+            raise RecipeError("anchors and aliases (& and *) are not read", where=where)
+        return yaml.safe_load(text)
+    except RecursionError: raise RecipeError("YAML that is nested too deeply", where=where) from None
 
 # %% ../nbs/00_core.ipynb #45156c23
 LONGEST, DEEPEST = 5_000, 40         # of an expression: characters, and parts within parts

@@ -1,36 +1,30 @@
 """Commands from the outside, against what a hostile user and an unlucky machine bring: exit 0, 1, 2 or 3,
-a message and never a traceback, and no file outside the output changes."""
+a message and never a traceback, and no file outside the output changes.
+
+Every command runs in a process of its own (see `apart`); a real disk of its own is full where that can be."""
+import contextlib
 import errno
+import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from apart import apart, begun, command, full_then_room, on_read_only
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from typer.testing import CliRunner
+from toy_files import write_clones
 
-from hms_hbac.cli import app
-from hms_hbac.core import read_json, write_json
-from hms_hbac.kaggle.console import CURES, fault
-from hms_hbac.kaggle.package import verify
-from hms_hbac.models.recipe import load_recipe, save_recipe
-
-FEW = settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
+# HMS_FUZZ=300 throws that many, others on each call
+FUZZ = int(os.environ.get("HMS_FUZZ", 0))
+FEW = settings(max_examples=FUZZ or 25, derandomize=not FUZZ, database=None, deadline=None,
+               suppress_health_check=list(HealthCheck), report_multiple_bugs=False)
 
 
-def hms(*args):
-    "(exit status, all that was said) of a command in this process; it must not end with a traceback."
-    got = CliRunner().invoke(app, [str(a) for a in args])
-    assert got.exception is None or isinstance(got.exception, SystemExit), repr(got.exception)
-    assert "Traceback" not in got.output and got.exit_code in (0, 1, 2, 3), (got.exit_code, got.output)
-    if got.exit_code == 1 and "check" not in args[0]:
-        assert "error:" in got.output or "cure:" in got.output, got.output
-    return got.exit_code, got.output
+def hms(*args, place=None): return apart(command, *args, place)
 
 
 def snapshot(folder):
@@ -42,243 +36,437 @@ def snapshot(folder):
     return found
 
 
+RECIPE = {"name": "panels_b0", "view": "Resize(Panels(), 32, 32)", "precision": "fp32",
+          "net": {"kind": "timm", "backbone": "test_efficientnet", "pretrained": "none"}}
+
+
+WRITTEN = json.dumps(RECIPE)
+
+
+def foreign_place(folder, manifest=None, model=b"no model", recipe=WRITTEN):
+    "A folder with a competition that is none, and a run whose model is none."
+    run = folder / "runs/panels_b0/fold0"
+    run.mkdir(parents=True)
+    (folder / "comp").mkdir()
+    if recipe is not None: (run / "recipe.yaml").write_text(recipe)
+    (run / "model.safetensors").write_bytes(model)
+    if manifest is None: manifest = {"status": "finished", "recipe": "panels_b0", "fold": 0}
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
 @pytest.fixture
-def place(tmp_path, monkeypatch):
-    "A working folder with a run's folder, whose model is none; everything in it is foreign to the commands."
-    monkeypatch.chdir(tmp_path)
-    run = tmp_path / "runs/panels_b0/fold0"
-    save_recipe(load_recipe("panels_b0", "demo"), run / "recipe.yaml")
-    (run / "model.safetensors").write_bytes(b"no model")
-    write_json(run / "manifest.json", {"status": "finished", "recipe": "panels_b0", "fold": 0})
-    (tmp_path / "comp").mkdir()
-    return tmp_path
+def place(tmp_path): return foreign_place(tmp_path)
 
 
 # one by one: what was seen to end in a traceback
 
-def loop(path):
-    path.symlink_to(path.name)
-    return path
-
-
-@pytest.mark.parametrize("args", [
-    ("runs", "loop"), ("report", "loop", "--out", "new.html"), ("check", "loop"), ("recipes", "loop"),
-    ("predict", "loop", "--data", "comp", "--out", "new.csv"), ("kaggle", "weights", "loop", "--out", "w"),
-    ("kaggle", "check", "loop"), ("kaggle", "push", "loop", "--dry-run"),
-    ("fit-weights", "loop", "--out", "w.yaml"),
-    ("check-submission", "loop", "--data", "comp"), ("ensemble", "loop", "--out", "new.csv"),
-    ("train", "loop", "--data", "comp", "--runs", "loop")])
-def test_links_that_lead_to_themselves(place, args):
-    loop(place / "loop")
+def several(place, calls):
+    "(status, said) of each of the `calls` in turn, and the folder before and after them."
     before = snapshot(place)
-    status, said = hms(*args)
-    assert status in (1, 2), said
-    assert {k: v for k, v in snapshot(place).items() if k in before} == before
+    return [command(*args, place=place) for args in calls], before, snapshot(place)
 
 
-@pytest.mark.parametrize("override", ["a=[1", "=", "view=!!python/name:os.system", "seed=-1",
-                                      f"seed={'9' * 23}",
-                                      "view=-'a'", "view=" + "-" * 3000 + "1",
-                                      "view=9**9**9", "batch_size=1e308",
-                                      "view=" + "(" * 400 + ")" * 400, "view=Panels(steps=0)",
-                                      "stages=&a [*a]"])
-def test_overrides_that_are_none(place, override):
-    before = snapshot(place)
-    status, said = hms("train", "panels_b0", "--scale", "demo", "--data", "comp", "--set", override)
-    assert status == 1 and len(said) < 5000, said[:500]
-    assert snapshot(place) == before
+LOOPS = [("runs", "loop"), ("report", "loop", "--out", "new.html"), ("check", "loop"), ("recipes", "loop"),
+         ("predict", "loop", "--data", "comp", "--out", "new.csv"), ("kaggle", "check", "loop"),
+         ("kaggle", "weights", "loop", "--out", "w"), ("kaggle", "push", "loop", "--dry-run"),
+         ("fit-weights", "loop", "--out", "w.yaml"), ("check-submission", "loop", "--data", "comp"),
+         ("ensemble", "loop", "--out", "new.csv"), ("votes", "fit", "loop"), ("prepare", "loop", "cache"),
+         ("train", "loop", "--data", "comp", "--runs", "loop"), ("open-eeg", "loop", "eeg")]
 
 
-@pytest.mark.parametrize("text", ["", "[]", "name: [", "a: &a [*a, *a]\nb: *a",
-                                  "name: ../../../escaped\nview: Panels()",
-                                  "!!python/object:os.system {}", "\x00",
-                                  "name: x\nview: Panels()\nstages: 7",
-                                  "a: " + "[" * 3000 + "]" * 3000])
-def test_recipes_that_are_none(place, text):
-    (place / "mine.yaml").write_text(text)
+def test_links_that_lead_to_themselves(place):
+    (place / "loop").symlink_to("loop")
+    answers, before, after = apart(several, place, LOOPS)
+    assert all(status in (1, 2) for status, _ in answers), answers
+    assert {k: v for k, v in after.items() if k in before} == before
+
+
+OVERRIDES = ["a=[1", "=", "view=!!python/name:os.system", "seed=-1", f"seed={'9' * 23}", "view=-'a'",
+             "view=" + "-" * 3000 + "1", "view=9**9**9", "batch_size=1e308",
+             "view=" + "(" * 400 + ")" * 400, "view=Panels(steps=0)", "stages=&a [*a]", "name=..", "name=a/b",
+             "optimizer.lr=nan", "folds=1", "view=Resize(Panels(), 100000, 100000)"]
+
+
+def test_overrides_that_are_none(place):
+    base = ("train", "panels_b0", "--scale", "demo", "--data", "comp", "--set")
+    answers, before, after = apart(several, place, [(*base, o) for o in OVERRIDES])
+    assert all(status == 1 and len(said) < 5000 for status, said in answers), answers
+    assert after == before
+
+
+RECIPES = ["", "[]", "name: [", "a: &a [*a, *a]\nb: *a", "name: ../../../escaped\nview: Panels()",
+           "!!python/object:os.system {}", "\x00", "name: x\nview: Panels()\nstages: 7",
+           "a: " + "[" * 3000 + "]" * 3000]
+
+
+def test_recipes_that_are_none(place):
     (place / "folder.yaml").mkdir()
-    before = snapshot(place)
-    for name in ("mine.yaml", "folder.yaml"):
-        status, said = hms("recipes", name)
-        assert status == 1 and "error:" in said, said
-        assert hms("train", name, "--data", "comp", "--runs", "new")[0] == 1
-    assert snapshot(place) == before and not (place.parent.parent / "escaped").exists()
+    calls = []
+    for n, text in enumerate(RECIPES):
+        (place / f"mine{n}.yaml").write_text(text)
+    for name in [*(f"mine{n}.yaml" for n in range(len(RECIPES))), "folder.yaml"]:
+        calls += [("recipes", name), ("train", name, "--data", "comp", "--runs", "new")]
+    answers, before, after = apart(several, place, calls)
+    assert all(status == 1 and "error:" in said for status, said in answers), answers
+    assert after == before and not (place.parent.parent / "escaped").exists()
 
 
 def test_nothing_foreign_is_lost_by_a_mistyped_output(place):
     "`--out .` and its like, for every command that fills a folder; the details are in tests/kaggle."
-    before = snapshot(place)
+    calls = []
     for out in (".", "runs", "runs/panels_b0/fold0", "comp/.."):
-        assert hms("kaggle", "weights", "runs", "--out", out)[0] == 1
-        assert hms("kaggle", "rehearse", "--data", "comp", "--runs", "runs", "--out", out)[0] == 1
-        assert hms("kaggle", "wheel", "--alone", "--out", out)[0] == 1
-    assert snapshot(place) == before
+        calls += [("kaggle", "weights", "runs", "--out", out), ("kaggle", "wheel", "--alone", "--out", out),
+                  ("kaggle", "rehearse", "--data", "comp", "--runs", "runs", "--out", out),
+                  ("simulate", out), ("prepare", "comp", out)]
+    answers, before, after = apart(several, place, calls)
+    assert all(status == 1 for status, _ in answers), answers
+    assert after == before
 
 
-# whatever is thrown at them
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{new}: &{new} [" + ", ".join([f"*{old}"] * 9) + "]\n"
+    for old, new in zip("abcdefgh", "bcdefghi", strict=True))
 
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12),
-    lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=8), x, max_size=3),
-    max_leaves=8,
-)
+
+def test_alias_bombs_end_at_once(place):
+    "Nine levels of nine references in every file that is read as YAML, at the key that is looked at."
+    (place / "comp/test.csv").write_text("eeg_id,spectrogram_id,patient_id\n1,1,1\n")
+    files = {"weights.yaml": "weights: {m: *i}\n", "mixture.yaml": "kinds: *i\n",
+             "sets.yaml": "threshold: *i\n", "runs/panels_b0/fold0/recipe.yaml": "origin: *i\n"}
+    for name, line in files.items(): (place / name).write_text(BOMB + line)
+    names = ",".join(f"{c}_vote" for c in ("seizure", "lpd", "gpd", "lrda", "grda", "other"))
+    (place / "votes.csv").write_text(f"patient_id,{names}\n1,1,2,3,4,5,6\n")
+    calls = [("ensemble", "--weights", "weights.yaml", "--data", "comp", "--out", "new.csv"),
+             ("predict", "runs", "--data", "comp", "--out", "new.csv", "--weights", "weights.yaml"),
+             ("predict", "runs", "--data", "comp", "--out", "new.csv", "--sets", "sets.yaml"),
+             ("votes", "score", "votes.csv", "--mixture", "mixture.yaml"),
+             ("report", "runs", "--out", "new.html"), ("kaggle", "weights", "runs", "--out", "w")]
+    answers, before, after = apart(several, place, calls)
+    assert [status for status, _ in answers] == [1] * len(calls), answers
+    assert all("aliases" in said for _, said in answers), answers
+    assert {k: v for k, v in after.items() if k in before} == before
+
+
+# whatever is thrown at them; each test's examples run in one process
+
+JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12),
+                    lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=8), x, max_size=3),
+                    max_leaves=8)
 KEYS = st.sampled_from(
-    [
-        "status",
-        "recipe",
-        "fold",
-        "kl",
-        "kl_10",
-        "seed",
-        "updates",
-        "updates_planned",
-        "wall_seconds",
-        "notes",
-        "versions",
-        "prior",
-        "samples_per_s",
-        "device_name",
-        "train_rows",
-    ]
-)
+    "status recipe fold kl kl_10 seed updates updates_planned wall_seconds notes versions prior "
+    "samples_per_s device_name train_rows data events held_out labels_from command".split())
+FORMS = ["-{}", "({})", "{0}+{0}", "{0}*{0}", "Normalize({})", "{0}**{0}", "[{}]", "{0}.x", "Grid([{0}])",
+         "f({})", "Resize({0}, 9, {0})", "VStack({0}, {0})", "{0} if 1 else 2", "lambda: {0}"]
 EXPRESSIONS = st.recursive(
-    st.sampled_from(["Panels()", "1", "'a'", "-1", "Resize(Panels(), 9, 9)", "VStack(Panels())"]),
-    lambda x: st.tuples(
-        st.sampled_from(
-            [
-                "-{}",
-                "({})",
-                "{0}+{0}",
-                "{0}*{0}",
-                "Normalize({})",
-                "{0}**{0}",
-                "[{}]",
-                "{0}.x",
-                "Grid([{0}])",
-                "f({})",
-            ]
-        ),
-        x,
-    ).map(lambda t: t[0].format(t[1])),
-    max_leaves=4,
-)
+    st.sampled_from(["Panels()", "1", "'a'", "-1", "1e308", "None", "Resize(Panels(), 9, 9)", "eight()"]),
+    lambda x: st.tuples(st.sampled_from(FORMS), x).map(lambda t: t[0].format(t[1])), max_leaves=4)
+NAMES = st.sampled_from("view loss seed batch_size net.dropout net stages tta name folds optimizer.lr labels "
+                        "image_augment signal_augment ema data.rows".split())
 
 
-@FEW
-@given(st.sampled_from(["view", "loss", "seed", "batch_size", "net.dropout", "stages", "tta", "name"]),
-       EXPRESSIONS | st.text(max_size=20))
-def test_random_overrides(tmp_path_factory, key, value):
-    place = tmp_path_factory.mktemp("overrides")
-    (place / "comp").mkdir()
-    before = snapshot(place)
-    status, said = hms(
-        "train",
-        "panels_b0",
-        "--scale",
-        "demo",
-        "--data",
-        place/"comp",
-        "--runs",
-        place/"runs",
-        "--set",
-        f"{key}={value}",
-    )
-    assert status in (1, 2) and snapshot(place) == before
+def made(root): return root / str(len(list(root.iterdir())))
 
 
-@FEW
-@given(st.dictionaries(KEYS, JSON, max_size=6) | JSON, st.binary(max_size=40), st.booleans())
-def test_random_manifests_and_models(tmp_path_factory, manifest, model, with_recipe):
-    "A run's folder with anything in it: the commands that read runs say so, and leave it as it was."
-    place = tmp_path_factory.mktemp("manifests")
-    run = place / "runs/panels_b0/fold0"
-    write_json(run / "manifest.json", manifest)
-    (run / "model.safetensors").write_bytes(model)
-    (run / "oof.parquet").write_bytes(model)
-    if with_recipe: save_recipe(load_recipe("panels_b0", "demo"), run / "recipe.yaml")
-    (place / "comp").mkdir()
-    before = snapshot(place)
-    hms("runs", place / "runs")
-    hms("report", place / "runs", "--out", place / "out.html")
-    hms("predict", place / "runs", "--data", place / "comp", "--out", place / "out.csv")
-    hms("kaggle", "weights", place / "runs", "--out", place / "out")
-    assert {k: v for k, v in snapshot(place).items() if k in before} == before
-    assert {k.partition("/")[0].partition(".")[0] for k in snapshot(place)} <= {
-        "runs",
-        "comp",
-        "out",
-        "out_prediction_report",
-        "prediction_report",
-    }
+def overrides(root):
+    @FEW
+    @given(NAMES, EXPRESSIONS | st.text(max_size=20))
+    def check(key, value):
+        place = made(root)
+        (place / "comp").mkdir(parents=True)
+        before = snapshot(place)
+        args = ("train", "panels_b0", "--scale", "demo", "--data", place / "comp", "--runs", place / "runs")
+        status, said = command(*args, "--set", f"{key}={value}")
+        assert status in (1, 2) and snapshot(place) == before, (key, value, said)
+    check()
 
 
-# the disk is full, the folder is read-only, a signal comes
+def recipes(root):
+    @FEW
+    @given(st.dictionaries(NAMES, EXPRESSIONS | JSON, max_size=4) | JSON, st.booleans())
+    def check(raw, whole):
+        place = made(root)
+        place.mkdir()
+        if whole and isinstance(raw, dict): raw = {**RECIPE, **raw}
+        (place / "mine.yaml").write_text(json.dumps(raw))
+        before = snapshot(place)
+        status, said = command("recipes", place / "mine.yaml")
+        assert status in (0, 1) and snapshot(place) == before, (raw, said)
+    check()
 
-def limited(size, *args):
-    "A command in a process whose files may not grow beyond `size` bytes: (status, stderr)."
-    code = ("import resource, sys\nresource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)),) * 2)\n"
-            "from hms_hbac.cli import app\napp()")
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(size), *map(str, args)], capture_output=True, text=True
-    )
-    return done.returncode, done.stderr
+
+def manifests(root):
+    @FEW
+    @given(st.dictionaries(KEYS, JSON, max_size=6) | JSON, st.binary(max_size=40), st.booleans())
+    def check(manifest, model, with_recipe):
+        "A run's folder with anything in it: the commands that read runs say so, and leave it as it was."
+        place = made(root)
+        foreign_place(place, manifest, model, json.dumps(RECIPE) if with_recipe else None)
+        (place / "runs/panels_b0/fold0/oof.parquet").write_bytes(model)
+        before = snapshot(place)
+        command("runs", place / "runs")
+        command("report", place / "runs", "--out", place / "out.html")
+        command("predict", place / "runs", "--data", place / "comp", "--out", place / "out.csv")
+        command("fit-weights", place / "runs", "--out", place / "out.yaml")
+        command("kaggle", "weights", place / "runs", "--out", place / "out")
+        after = snapshot(place)
+        assert {k: v for k, v in after.items() if k in before} == before, (manifest, model)
+        new = {k.partition("/")[0].partition(".")[0] for k in set(after) - set(before)}
+        assert new <= {"out", "out_prediction_report"}, (manifest, new)
+    check()
 
 
-def test_a_full_disk_and_then_room(place):
-    """`weights` at several points of its writing.
+FOLD = ["", *(f"/{n}" for n in "recipe.yaml manifest.json oof.parquet model.safetensors last".split())]
+LAYOUT = st.sampled_from(
+    [f"runs/panels_b0/fold0{n}" for n in FOLD]
+    + "runs runs/panels_b0 runs/fold0 comp comp/test.csv comp/train.csv comp/train_eegs comp/test_eegs "
+      "comp/train_eegs/1.parquet out out/manifest.json out/.hms-hbac.json out.csv out.html".split())
+KINDS = st.sampled_from(["folder", "loop", "fifo", "away", "up"]) | st.binary(max_size=30)
 
-    A named fault, nothing half; then the same command gives the same bytes."""
-    (place / "runs/panels_b0/fold0/model.safetensors").write_bytes(bytes(range(256)) * 400)
-    args = ("kaggle", "weights", place / "runs", "--out", place / "w")
-    for size in (100, 3000, 50_000):
-        status, said = limited(size, *args)
-        assert status == 1 and "cure:" in said and "Traceback" not in said, said
-        assert not (place / "w").exists() and not [p for p in place.iterdir() if p.name.startswith(".")]
-    assert hms(*args)[0] == 0 and verify(place / "w") == []
-    first = snapshot(place / "w")
-    assert hms(*args)[0] == 0
-    again = snapshot(place / "w")
-    assert {k: v for k, v in first.items() if k != "manifest.json"} == {
-        k: v for k, v in again.items() if k != "manifest.json"
-    }
-    sums = [read_json(place / "w/manifest.json")["sha256"]]
-    # full once more: what lies there stays
-    limited(3000, *args)
-    assert verify(place / "w") == [] and sums == [read_json(place / "w/manifest.json")["sha256"]]
+
+def lay(path, kind):
+    "A folder, a file, a pipe, or a link; where something is in the way, nothing."
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if kind == "folder": path.mkdir()
+        elif kind == "fifo": os.mkfifo(path)
+        elif isinstance(kind, bytes): path.write_bytes(kind)
+        else: path.symlink_to({"loop": path.name, "away": "/nonexistent/x", "up": ".."}[kind])
+
+
+def tree(folder):
+    "Like `snapshot`, without following links and without reading pipes."
+    found = {}
+    for where, folders, names in os.walk(folder):
+        for name in [*folders, *names]:
+            p = Path(where, name)
+            held = p.read_bytes() if p.is_file() and not p.is_symlink() else b""
+            found[str(p.relative_to(folder))] = os.readlink(p) if p.is_symlink() else held
+    return found
+
+
+def layouts(root):
+    @FEW
+    @given(st.dictionaries(LAYOUT, KINDS, max_size=7))
+    def check(what):
+        place = made(root)
+        place.mkdir()
+        # who writes to a pipe waits for its reader, and rightly so
+        for name, kind in sorted(what.items()):
+            lay(place / name, b"" if kind == "fifo" and name.startswith("out") else kind)
+        before = tree(place)
+        runs, comp, out = place / "runs", place / "comp", place / "out"
+        command("runs", runs)
+        command("check", comp)
+        command("prepare", comp, place / "cache")
+        command("report", runs, "--out", f"{out}.html")
+        command("predict", runs, "--data", comp, "--out", f"{out}.csv")
+        command("kaggle", "weights", runs, "--out", out)
+        command("check-submission", f"{out}.csv", "--data", comp)
+        after = tree(place)
+        mine = ("out", "cache")
+        kept = {k: v for k, v in before.items() if not k.startswith(mine)}
+        assert {k: v for k, v in after.items() if not k.startswith(mine)} == kept, what
+    check()
+
+
+META = st.sampled_from(
+    "id title code_file language kernel_type is_private enable_gpu enable_internet dataset_sources "
+    "competition_sources kernel_sources model_sources machine_shape licenses resources".split())
+SOURCE = st.sampled_from(["code", "infer(GROUPS, 'submission.csv')"])
+CELLS = st.lists(st.dictionaries(st.sampled_from(["cell_type", "source", "id", "metadata"]), JSON | SOURCE,
+                                 max_size=3), max_size=3)
+
+
+def metadata(root):
+    @FEW
+    @given(st.dictionaries(META, JSON, max_size=6) | JSON, st.sampled_from(["kernel", "dataset"]),
+           st.dictionaries(st.sampled_from(["cells", "metadata", "nbformat"]), JSON | CELLS) | CELLS.map(
+               lambda c: {"cells": c, "metadata": {"kernelspec": {"name": "python3"}}}))
+    def check(meta, kind, book):
+        place = made(root)
+        place.mkdir()
+        if isinstance(meta, dict) and len(meta) % 2: meta["code_file"] = "k.ipynb"
+        (place / f"{kind}-metadata.json").write_text(json.dumps(meta))
+        (place / "k.ipynb").write_text(json.dumps(book))
+        before = snapshot(place)
+        status, said = command("kaggle", "check", place)
+        assert status in (0, 1) and ("faults" in said or "error:" in said), (meta, said)
+        command("kaggle", "push", place, "--dry-run", "--owner", "ann")
+        assert snapshot(place) == before
+    check()
+
+
+@pytest.mark.parametrize("thrown", [overrides, recipes, manifests, layouts, metadata])
+def test_random(tmp_path, thrown):
+    "Recipes, overrides, expressions, manifests, layouts and metadata that nobody would write."
+    apart(thrown, tmp_path, seconds=280)
+
+
+# the disk is full, the folder is read-only
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    "A competition, two recipes with a fold each, two submissions of them, clones of open EEG, votes."
+    folder = tmp_path_factory.mktemp("inputs")
+    apart(write_inputs, folder)
+    return folder
+
+
+def write_inputs(folder):
+    import numpy as np
+    import pandas as pd
+
+    from hms_hbac.core import CLASSES, VOTES, write_json
+    from hms_hbac.data.competition import Competition, add_folds, events
+    from hms_hbac.draws import seed_everything
+    from hms_hbac.models.recipe import build, save_recipe
+    from hms_hbac.models.schema import validate
+    from hms_hbac.simulate.competition import simulate
+    from hms_hbac.training.checkpoints import save_weights
+    few_recordings()
+    comp = simulate(folder / "comp", patients=6, test_patients=1, workers=1, progress=False)
+    table = add_folds(events(Competition(comp).train), n=2, seed=42)
+    part = table[table.fold == 0].reset_index(drop=True)
+    for n, name in enumerate(("one", "two")):
+        run = folder / f"runs/{name}/fold0"
+        recipe = validate(RECIPE | {"name": name})
+        seed_everything(n)
+        save_recipe(recipe, run / "recipe.yaml")
+        save_weights(run / "model.safetensors", build(recipe).state_dict())
+        write_json(run / "manifest.json", {"status": "finished", "recipe": name, "fold": 0, "notes": []})
+        prob = pd.DataFrame(np.random.default_rng(n).dirichlet(np.ones(6), len(part)), columns=list(CLASSES))
+        columns = ["event_id", "eeg_id", "patient_id", "fold", "n_votes", *VOTES]
+        pd.concat([part[columns], prob], axis=1).to_parquet(run / "oof.parquet")
+        command("predict", folder / f"runs/{name}", "--data", comp, "--out", folder / f"{name}.csv")
+    votes = pd.DataFrame(np.random.default_rng(0).integers(0, 9, (40, 6)), columns=list(VOTES))
+    votes.assign(patient_id=range(40)).to_csv(folder / "votes.csv", index=False)
+    write_clones(folder / "clones")
+
+
+def few_recordings():
+    "Let a simulation be short: one recording of noise of each of three patients, the last one of the test's."
+    import numpy as np
+
+    import hms_hbac.simulate.competition as simulation
+    whole = simulation.plan
+    def noise(recording, strength=1.):
+        rng = np.random.default_rng(recording.spectrogram_id)
+        return rng.normal(0, 30, (20, 200 * (recording.seconds + 2))).astype(np.float32)
+    def short(*args, **more):
+        recordings = whole(*args, **more)
+        first = {r.rows.patient_id.iloc[0]: r for r in recordings[::-1]}
+        return [*[first[p] for p in sorted(first) if first[p].split == "train"][:2], recordings[-1]]
+    simulation.plan, simulation.render = short, noise
+
+
+# name: (arguments, files that tell the time, what must not have begun where nothing can be written, before)
+WRITING = {
+    "predict": (["predict", "runs", "--data", "comp", "--out", "{disk}/s.csv", "--uncertainty"],
+                (), "hms_hbac.inference.predict:load_crew"),
+    "ensemble": (["ensemble", "one.csv=2", "two.csv", "--data", "comp", "--out", "{disk}/s.csv"],
+                 (), "hms_hbac.inference.ensemble:gather"),
+    "presets": (["ensemble", "--weights", "w.yaml", "--runs", "runs", "--data", "comp", "--out",
+                 "{disk}/s.csv"], (), "hms_hbac.inference.presets:load_crew"),
+    "report": (["report", "runs", "--out", "{disk}/page.html"], (), "hms_hbac.evaluation.report:sections_of"),
+    "fit-weights": (["fit-weights", "runs", "--out", "{disk}/w.yaml", "--min-votes", "1"],
+                    (), "hms_hbac.evaluation.blending:compare"),
+    "weights": (["kaggle", "weights", "runs", "--out", "{disk}/w"], ("manifest.json",),
+                "hms_hbac.kaggle.package:pack_run"),
+    "simulate": (["simulate", "{disk}/comp", "--patients", "6", "--test-patients", "1", "--workers", "1"],
+                 (), "hms_hbac.simulate.competition:render"),
+    "prepare": (["prepare", "comp", "{disk}/cache", "--workers", "1"], (".lock",),
+                "hms_hbac.data.recordings:run_joblib"),
+    "open-eeg": (["open-eeg", "clones", "{disk}/eeg"], (), "hms_hbac.data.open_eeg:read_segments"),
+    "votes": (["votes", "fit", "votes.csv", "--out", "{disk}/v.yaml", "--kinds", "2", "--min-votes", "1",
+               "--folds", "0"], (), "hms_hbac.models.votes:fit_mixture"),
+}
+
+
+def call(inputs, name):
+    "The arguments of a writing command, with the places of its inputs."
+    args, timed, work = WRITING[name]
+    here = {"runs", "comp", "w.yaml", "clones", "votes.csv", "one.csv=2", "two.csv"}
+    (inputs / "w.yaml").write_text("weights: {one: 0.7, two: 0.3}\n")
+    return [str(inputs / a) if a in here and n else a for n, a in enumerate(args)], timed, work
+
+
+@pytest.mark.parametrize("name", WRITING)
+def test_a_full_disk_and_then_room(inputs, tmp_path, name):
+    """Full at three points of what the command writes: a named fault, nothing half.
+
+    Then room, the same command, the same bytes."""
+    args, timed, _ = call(inputs, name)
+    (tmp_path / "spare").mkdir()
+    before = few_recordings if name == "simulate" else None
+    parts = (.4,) if name in ("report", "presets") else (.01, .6)           # a page takes its seconds
+    seen = apart(full_then_room, tmp_path / "disk", tmp_path / "spare", args, parts, timed, before)
+    for size, status, said, same, left in seen:
+        assert status == 1 and "cure:" in said and ("room" in said or "raise it" in said), (size, said)
+        assert same and not left, (size, same, left)
+
+
+@pytest.mark.parametrize("name", WRITING)
+def test_a_read_only_folder(inputs, tmp_path, name):
+    "Told before the work, not after it."
+    args, _, work = call(inputs, name)
+    (tmp_path / "spare").mkdir()
+    answer = apart(on_read_only, tmp_path / "disk", tmp_path / "spare", args, work)
+    if answer is None: pytest.skip("no file system can be mounted here")
+    assert answer[0] == 1 and "ead-only" in answer[1] and "cure:" in answer[1], answer
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.ELOOP, errno.EFBIG])
 def test_each_fault_of_the_system_has_its_cure(number):
+    from hms_hbac.kaggle.console import CURES, fault
     assert CURES[number] in fault(OSError(number, os.strerror(number), "out.csv"))
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_read_only_folder(place):
-    place.chmod(0o500)
-    try: assert hms("kaggle", "weights", place / "runs", "--out", place / "w")[0] == 1
-    finally: place.chmod(0o700)
+# a signal comes
+
+def slow_weights(place):
+    "`kaggle weights` that packs for a minute; what it says goes to said.txt."
+    from hms_hbac.cli import app
+    from hms_hbac.kaggle import package
+    def slow(*args):
+        Path("begun").touch()
+        time.sleep(60)
+    os.chdir(place)
+    os.dup2(os.open("../said.txt", os.O_CREAT | os.O_WRONLY), 2)
+    sys.stderr = open(2, "w", closefd=False)
+    package.pack_run = slow
+    app(["kaggle", "weights", "runs", "--out", "w"])
 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signals(place, number, status):
+def test_signals(tmp_path, number, status):
     "A command that is stopped ends with 128 plus the signal's number, a line, and no half of its output."
-    code = ("import sys, time\nfrom pathlib import Path\nfrom hms_hbac.kaggle import package\n"
-            "from hms_hbac.cli import app\ndef slow(*a): Path('begun').touch(); time.sleep(60)\n"
-            "package.pack_run = slow\napp(['kaggle', 'weights', 'runs', '--out', 'w'])")
-    child = subprocess.Popen([sys.executable, "-c", code], cwd=place, stderr=subprocess.PIPE, text=True)
+    place = foreign_place(tmp_path / "place")
+    child, _ = begun(slow_weights, place)
     until = time.time() + 120
-    while not (place / "begun").exists() and time.time() < until: time.sleep(.05)
-    child.send_signal(number)
-    said = child.communicate(timeout=60)[1]
-    assert child.returncode == status and "what is finished is kept" in said and "Traceback" not in said, said
+    while not (place / "begun").exists() and time.time() < until: time.sleep(.02)
+    os.kill(child.pid, number)
+    child.join(60)
+    said = (tmp_path / "said.txt").read_text()
+    assert child.exitcode == status and "what is finished is kept" in said and "Traceback" not in said, said
     assert sorted(p.name for p in place.iterdir()) == ["begun", "comp", "runs"]
 
 
-def test_the_traceback_comes_with_debug(place):
+def told(calls):
+    "(status, said) of commands that may show a traceback."
+    from typer.testing import CliRunner
+
+    from hms_hbac.cli import app
+    answers = [CliRunner().invoke(app, args) for args in calls]
+    return [(a.exit_code, a.output) for a in answers]
+
+
+def test_the_traceback_comes_with_debug(tmp_path):
     "Anywhere on the line, and only then."
-    shutil.rmtree(place / "runs")
-    packing = ("kaggle", "--debug", "weights", "runs", "--out", "w")
-    for args in (("--debug", "runs", "runs"), ("runs", "runs", "--debug"), packing):
-        got = CliRunner().invoke(app, [str(a) for a in args])
-        assert got.exit_code == 1 and "Traceback" in got.output and "cure:" in got.output
-    assert "Traceback" not in hms("runs", "runs")[1]
+    runs = str(tmp_path / "runs")
+    packing = ["kaggle", "--debug", "weights", runs, "--out", str(tmp_path / "w")]
+    calls = [["--debug", "runs", runs], ["runs", runs, "--debug"], packing, ["runs", runs]]
+    *shown, silent = apart(told, calls)
+    assert all(status == 1 and "Traceback" in said and "cure:" in said for status, said in shown)
+    assert silent[0] == 1 and "Traceback" not in silent[1]
+    shutil.rmtree(tmp_path)

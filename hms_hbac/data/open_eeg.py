@@ -231,14 +231,14 @@ def open_eeg(folder: Path | str,         # with clones of the two repositories
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError("is not empty", where=out, cure="name a folder that does not exist yet")
-    found = list(read_segments(Path(folder)))
-    segments, faults = ([x for x in found if isinstance(x, kind)] for kind in (Segment, DataError))
-    if not segments:
-        what = "holds no labelled EEG that can be read" + (f": {faults[0]}" if faults else "")
-        raise DataError(what, where=folder, cure="clone anew:\n  " + CLONE.format(folder=folder))
+    data_folders(Path(folder))                                 # a wrong folder is told before one is made
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=f".{out.name}.") as d:
-        made = Path(d)/"made"
+        found, made = list(read_segments(Path(folder))), Path(d)/"made"
+        segments, faults = ([x for x in found if isinstance(x, kind)] for kind in (Segment, DataError))
+        if not segments:
+            what = "holds no labelled EEG that can be read" + (f": {faults[0]}" if faults else "")
+            raise DataError(what, where=folder, cure="clone anew:\n  " + CLONE.format(folder=folder))
         for split in ("train", "test"):
             for kind in ("eegs", "spectrograms"): (made/f"{split}_{kind}").mkdir(parents=True)
         for s in segments: write_segment(made, s)

@@ -17,8 +17,9 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from ..core import DataError, atomic_write
+from ..core import DataError
 from .members import Members, read_members
+from ..inference.outputs import check_output, write_text
 from ..inference.pooling import FLOOR, pool, softmax
 from ..models.losses import kl_rows
 from ..training.oof import SURE_VOTES, patient_interval
@@ -234,9 +235,7 @@ def plain(x: Any) -> Any:
 def write_weights(fit: dict, out: Path | str) -> None:
     "Write a fit as YAML, atomically; the table goes in as one line per method."
     lines = {m: {k: round(v, 6) for k, v in r.items()} for m, r in fit["table"].to_dict("index").items()}
-    with atomic_write(out) as tmp:
-        tmp.write_text(yaml.safe_dump(fit | dict(table=lines), sort_keys=False, allow_unicode=True),
-                       encoding="utf-8")
+    write_text(yaml.safe_dump(fit | dict(table=lines), sort_keys=False, allow_unicode=True), out)
 
 # %% ../../nbs/10_evaluation/03_blending.ipynb #24604b42
 def sure_members(sources: Members | Path | str | Iterable, min_votes: int) -> tuple:
@@ -285,6 +284,7 @@ def fit_weights(
 
     Fewer than 4 patients per fold: the plain mean, unjudged. `DataError` where no row has enough votes."""
     members, known = sure_members(sources, min_votes)
+    if out is not None: check_output(out)
     table, blend, chosen = judge(members, folds, seed, reps, methods)
     method = table.attrs["choice"]
     how = METHODS[method](members.prob, members.target, members.patient)

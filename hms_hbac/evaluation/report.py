@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..core import CLASSES, VOTES, DataError, atomic_write
+from ..core import CLASSES, VOTES, DataError
 from ..data.competition import Competition
 from . import page
 from .diagnosis import card_parts, diagnosis, training, uncertainty
@@ -29,6 +29,7 @@ from hms_hbac.evaluation.leaderboard import (
 )
 from .runs import find_truth, read_part, read_run, recipe_folders, sure_mean
 from ..inference.ensemble import check_submission
+from ..inference.outputs import check_output, write_text
 from ..models.losses import competition_kl, kl_rows
 from ..training.oof import oof_kl, vote_shares
 
@@ -199,7 +200,8 @@ def report(
 ) -> Path:
     "Write one self-contained HTML page about a folder of runs; `DataError` where no run is finished."
     found = read_runs(runs)
+    check_output(out)
     text = page.page("hms_hbac report", lead_line(found),
                      list(sections_of(found, runs, out, data, submission, n_cards)))
-    with atomic_write(out) as tmp: tmp.write_text(text, encoding="utf-8")
+    write_text(text, out)
     return Path(out)

@@ -16,7 +16,7 @@ import pandas as pd
 import yaml
 from numpy.typing import ArrayLike
 
-from ..core import CLASSES, VOTES, DataError, HmsError, kl_rows, read_json, write_json
+from ..core import CLASSES, VOTES, DataError, HmsError, kl_rows, plain_yaml, read_json, write_json
 from hms_hbac.training.oof import (
     SURE_VOTES,
     fold_folders,
@@ -70,7 +70,7 @@ def read_recipe_file(folders: Iterable[Path]) -> dict:
     "What the first recipe.yaml of these folders says, a dict (empty where there is none)."
     file = next((p/"recipe.yaml" for p in folders if (p/"recipe.yaml").is_file()), None)
     if file is None: return {}
-    held = read_part(lambda f: yaml.safe_load(f.read_text(encoding="utf-8")), file)
+    held = read_part(lambda f: plain_yaml(f.read_text(encoding="utf-8"), f), file)
     if not isinstance(held, dict): raise DataError("is no recipe", where=file)
     return held
 

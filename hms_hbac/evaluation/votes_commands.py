@@ -41,8 +41,10 @@ def fit(table: Votes, out: Annotated[Path, typer.Option(help="the mixture to wri
         seed: int = 0) -> None:
     """Fit a mixture of Dirichlets to vote counts, tell what it scores on patients left out,
     and write it as YAML."""
+    from hms_hbac.inference.outputs import check_output
     from hms_hbac.models import votes
     counts, patients = votes.read_votes(table)
+    check_output(out, inputs=[table])
     mixture = votes.fit_mixture(counts, patients, kinds, min_votes, seed)
     about = {"table": table.name, "command": f"hms-hbac votes fit {table.name} --kinds {kinds} "
              f"--min-votes {min_votes} --folds {folds} --seed {seed}", **mixture.about}

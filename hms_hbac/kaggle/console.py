@@ -8,6 +8,7 @@ __all__ = ['SPACE', 'CURES', 'MEMORY', 'INPUT', 'UNKNOWN', 'CLICK', 'first_line'
 
 # %% ../../nbs/11_kaggle/11_console.ipynb #51aef7e8
 import errno
+import os
 import re
 import signal
 import sys
@@ -60,6 +61,8 @@ def system_fault(e: OSError) -> tuple[str, str]:
 
 def fault(e: BaseException) -> str:
     "What is printed for an error: what it was, and what helps."
+    if isinstance(e, RuntimeError) and "Symlink loop" in str(e):      # pathlib's, before Python 3.13
+        e = OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(e).partition("'")[2].rstrip("'"))
     name, module = type(e).__name__, type(e).__module__
     if isinstance(e, HmsError): return str(e)
     if isinstance(e, MemoryError) or name == "OutOfMemoryError":

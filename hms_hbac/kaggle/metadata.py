@@ -215,15 +215,15 @@ def folder_faults(folder: Path) -> list[dict]:
     if name is None:
         what = "neither kernel-metadata.json nor dataset-metadata.json"
         return [dict(file=str(folder), key="-", what=what, cure="name a folder of kaggle_kernels/")]
-    try:
-        meta = read_json(folder/name)
+    try: meta, found = read_json(folder/name), []
     except (HmsError, OSError, RecursionError) as e:
-        found, meta = [("-", getattr(e, "what", str(e)), "correct the JSON")], None
-    if meta is not None and not isinstance(meta, dict):
+        meta, found = {}, [("-", getattr(e, "what", str(e)), "correct the JSON")]
+    if found: pass
+    elif not isinstance(meta, dict):
         found = [("-", "is not a mapping of keys", "write { ... }")]
-    elif meta is not None and name.startswith("kernel"):
+    elif name.startswith("kernel"):
         found = key_faults(meta, KERNEL_KEYS, KERNEL_NEEDS) + agree_faults(meta) + code_faults(meta, folder)
-    elif meta is not None:
+    else:
         found = key_faults(meta, DATASET_KEYS, DATASET_NEEDS)
         named = [r["path"] for r in meta.get("resources", [])] if resources(meta.get("resources", [])) else []
         found += [

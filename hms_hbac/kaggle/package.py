@@ -27,7 +27,7 @@ from ..core import HmsError, KaggleError, RecipeError, atomic_write, read_json, 
 from ..inference.members import find_runs, run_prior
 from ..inference.pooling import read_weights
 from .folders import MARK, files_of, renewed
-from ..models.recipe import load_recipe
+from ..models.recipe import load_recipe, read_file, read_yaml
 
 # %% ../../nbs/11_kaggle/04_package.ipynb #4e4665fb
 APART = ("manifest.json", "dataset-metadata.json", MARK)     # files that a manifest does not name
@@ -155,11 +155,7 @@ def blanked(value: object, key: str = "") -> object:
 # %% ../../nbs/11_kaggle/04_package.ipynb #0bd916cc
 def public_recipe(path: Path) -> dict:
     "The recipe of a run, as it is packed: dict; `RecipeError` where another key names a path."
-    try:
-        told = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, RecursionError) as e:
-        raise RecipeError(f"cannot be read ({e})", where=path) from None
-    recipe = blanked(told)
+    recipe = blanked(read_yaml(read_file(path), path))
     if not isinstance(recipe, dict): raise RecipeError("is no mapping of keys", where=path)
     named = [
         k
@@ -179,7 +175,9 @@ KEPT = ("recipe", "recipe_hash", "data", "events", "fold", "status", "kl", "kl_1
 def packed_state(folder: Path) -> str:
     "`packed` for a run that can be packed, else why it cannot."
     try: manifest = read_json(folder/"manifest.json")
-    except HmsError: manifest = {}
+    except HmsError as e:
+        if (folder/"manifest.json").exists(): return f"left out: its manifest {e.what}"
+        manifest = {}
     status = (
         manifest.get("status", "finished") if isinstance(manifest, dict) else "a manifest that is no mapping"
     )

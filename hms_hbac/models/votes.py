@@ -21,7 +21,7 @@ import torch
 import yaml
 from scipy.special import gammaln
 
-from ..core import CLASSES, VOTES, DataError, RecipeError, atomic_write
+from ..core import CLASSES, VOTES, DataError, RecipeError, atomic_write, plain_yaml
 from .losses import kl_rows
 
 # %% ../../nbs/07_models/05_votes.ipynb #2c68118d
@@ -266,7 +266,7 @@ def write_mixture(mixture: Mixture, out: Path | str) -> None:
 def read_mixture(file: Path | str = None) -> Mixture:
     "A mixture from its YAML file, by default the package's; `RecipeError` if it holds none."
     file, cure = Path(READY if file is None else file), "write it with hms-hbac votes fit"
-    try: doc = yaml.safe_load(file.read_text(encoding="utf-8"))
+    try: doc = plain_yaml(file.read_text(encoding="utf-8"), file)
     except FileNotFoundError: raise RecipeError("no such file", where=file, cure=cure) from None
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as e:
         raise RecipeError(f"not readable as YAML ({type(e).__name__})", where=file, cure=cure) from None

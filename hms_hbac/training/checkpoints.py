@@ -200,11 +200,13 @@ def load_weights(model: torch.nn.Module, path: Path | str) -> torch.nn.Module:
     except Exception as e:
         raise CheckpointError(f"not a safetensors file ({e})", where=path, cure="fetch it again") from None
     own = model.state_dict()
-    def kind(t): return t.shape, t.dtype
-    odd = sorted(own.keys() ^ weights.keys())
-    odd += sorted(k for k in own.keys() & weights.keys() if kind(own[k]) != kind(weights[k]))
+    def kind(t): return f"{str(t.dtype).removeprefix('torch.')} {tuple(t.shape)}"
+    odd = {k: "is in one of the two only" for k in sorted(own.keys() ^ weights.keys())}
+    odd |= {k: f"is {kind(weights[k])}, not {kind(own[k])}" for k in sorted(own.keys() & weights.keys())
+            if kind(own[k]) != kind(weights[k])}
     if odd:
-        what = f"the weights are not this model's: {len(odd)} tensors differ, {odd[0]!r} first"
+        first, why = next(iter(odd.items()))
+        what = f"the weights are not this model's: {len(odd)} tensors differ, {first!r} first, which {why}"
         raise CheckpointError(what, where=path, cure="load them with the recipe.yaml beside them")
     model.load_state_dict(weights)
     return model

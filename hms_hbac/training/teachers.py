@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from ..core import CLASSES, SPEC_STEPS, DataError, RecipeError
 from ..data.recordings import Recordings
@@ -20,7 +19,7 @@ from ..data.windows import WindowDataset
 from ..models.image import System
 from ..models.losses import Loss
 from ..models.losses import loss as make_loss
-from ..models.recipe import build, load_recipe, without_downloads
+from ..models.recipe import build, load_recipe, read_yaml, without_downloads
 from ..models.schema import Labels, Recipe, Stage
 from .checkpoints import load_weights
 from hms_hbac.training.labels import (
@@ -57,9 +56,8 @@ def lineage(folder: Path | str) -> dict:
 def votes_alone(folder: Path | str) -> bool:
     "True where a run's recipe takes no label from another run."
     path = Path(folder)/"recipe.yaml"
-    stages = (
-        (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("stages", []) if path.is_file() else []
-    )
+    held = read_yaml(path.read_text(encoding="utf-8"), path) if path.is_file() else {}
+    stages = (held or {}).get("stages", [])
     return not any((s.get("labels") or {}).get("source") in ("pseudo", "distilled") for s in stages)
 
 # %% ../../nbs/08_training/10_teachers.ipynb #6de3b494

@@ -8,7 +8,7 @@ __all__ = ['PARTS', 'SPECTROGRAM_VIEWS', 'EEG_VIEWS', 'EXPRESSIONS', 'VIEWS', 'v
 # %% ../../nbs/05_views/05_systems.ipynb #38662e23
 from collections.abc import Callable
 
-from ..core import parse
+from ..core import RecipeError, parse
 from .algebra import Grid, HStack, Panels, View, VStack
 from .eeg import HostSpectrogram, Mels, OwnSpectrogram, StftPicture
 from .sequences import Bundle, RawImage, Sequence
@@ -84,7 +84,9 @@ def view(expr: str) -> View:
     """The view that an expression of `VIEWS` describes, as in `view('HStack(Panels(), Stats())')`; a bare
     name, `panels`, is enough."""
     expr = expr.strip()
-    return parse(f"{expr}()" if expr.isidentifier() else expr, VIEWS, where="view")
+    built = parse(f"{expr}()" if expr.isidentifier() else expr, VIEWS, where="view")
+    if isinstance(built, View): return built
+    raise RecipeError(f"{expr!r:.200} is no view", where="view", cure="write one such as Panels()")
 
 
 def named_view(expr: str) -> Callable[[], View]:

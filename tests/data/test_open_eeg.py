@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from scipy.io import loadmat, savemat
+from toy_files import cells, write_clones
 
 from hms_hbac.core import CHANNELS, CLASSES, VOTES, DataError
 from hms_hbac.data.check import check
@@ -18,42 +19,9 @@ from hms_hbac.data.recordings import prepare
 from hms_hbac.data.windows import WindowDataset
 from hms_hbac.signal.spectrogram import host_spectrogram
 
-PANELS = ("LL", "RL", "LP", "RP")
-
-
-def cells(rows):
-    "A MATLAB cell array of the given rows."
-    out = np.empty((len(rows), len(rows[0])), object)
-    for i, row in enumerate(rows):
-        for j, value in enumerate(row):
-            out[i, j] = value
-    return out
-
 
 @pytest.fixture
-def clones(tmp_path):
-    "Both repositories with two windows and one pair, as small as they can be."
-    data = [tmp_path / "clones" / r / "code_for_figures/Data" for r in ("IIIC-SPaRCNet", "IIIC-IRR")]
-    samples, pairs = data[0] / "Figure4to6/samples", data[1] / "eFigure2"
-    for folder in (samples, pairs, data[0] / "Figure3"):
-        folder.mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    for name in ("SZ_sample1", "GRDA_sample2"):
-        savemat(samples / f"{name}.mat", {"seg": rng.normal(0, 30, (20, 10_000))})
-    shares = np.array([[0.1, 0.5, 0.2, 0.1, 0.06, 0.04]])
-    block = cells(
-        [
-            ("SZ_sample1", np.array([[1, 9, 2, 3, 4, 5]]), shares, 1.0, 2.0),
-            ("GRDA_sample2", np.array([[0, 0, 0, 0, 1, 4]]), shares, 1.0, 2.0),
-        ]
-    )
-    savemat(data[0] / "Figure3/samples.mat", {"LUT": cells([(block,)])})
-    panels = cells([(p, rng.gamma(3, 10 + k, (100, 300))) for k, p in enumerate(PANELS)])
-    savemat(
-        pairs / "K_Sample11.mat",
-        {"seg_10sec": rng.normal(0, 30, (20, 2000)), "Sdata": panels, "vv": np.array([[0, 0, 0, 6, 6, 0]])},
-    )
-    return tmp_path / "clones"
+def clones(tmp_path): return write_clones(tmp_path / "clones")
 
 
 def faults_of(clones):

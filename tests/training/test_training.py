@@ -7,14 +7,16 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from safetensors.torch import load_file
+import torch
+from safetensors.torch import load_file, save_file
 
-from hms_hbac.core import CLASSES, VOTES, CheckpointError, HmsError, RecipeError
+from hms_hbac.core import CLASSES, VOTES, CheckpointError, DataError, HmsError, RecipeError
 from hms_hbac.data.competition import Competition, events
 from hms_hbac.data.recordings import Recordings
 from hms_hbac.evaluation.runs import run_table
 from hms_hbac.models.recipe import load_recipe
 from hms_hbac.training.batches import example_rows, stage_rows
+from hms_hbac.training.checkpoints import load_weights
 from hms_hbac.training.fit import fit
 from hms_hbac.training.machine import make_accelerator
 from hms_hbac.training.run import train, train_folds
@@ -206,6 +208,29 @@ def test_a_batch_reads_what_its_view_needs(runs, comp_dir, name, eeg, spectrogra
     wanted = {"eeg": rows_of(20, eeg), "spectrogram": rows_of(4, 100, spectrogram)}
     assert seen == {k: 3 * n for k, n in wanted.items()}
     assert {k: batch[k].nbytes // 3 for k in wanted if k in batch} == {k: n for k, n in wanted.items() if n}
+
+
+def test_blank_windows_are_counted(monkeypatch):
+    "None, some (a note) or too many (refused) of the windows that the view needs hold nothing."
+    import hms_hbac.training.run as training
+    table = pd.DataFrame({"eeg": np.arange(100) < 8, "spectrogram": np.arange(100) % 2 == 0})
+    monkeypatch.setattr(training, "blank", lambda recordings, events: table.loc[events.index])
+    def check(needs, **how): return training.check_blank(None, table, np.arange(100), needs, **how)
+
+    assert check(set()) is None and training.check_blank(None, table, np.arange(8, 99), {"eeg"}) is None
+    assert check({"eeg"}) == "8.0% of 100 training windows looked at hold nothing (eeg 8.0%)"
+    assert "(eeg 8.0%, spectrogram 50.0%)" in check({"spectrogram", "eeg"}, most=1.0)
+    with pytest.raises(DataError, match=r"50.0% of 100(.|\n)*--set data.blank=1"): check({"spectrogram"})
+    assert "of 10 training windows" in check({"eeg"}, most=.2, sample=10)
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16", "float64", "complex64"])
+def test_numbers_of_another_kind_are_named(tmp_path, kind):
+    net = torch.nn.Linear(3, 2)
+    odd = {k: v.to(getattr(torch, kind)) for k, v in net.state_dict().items()}
+    save_file(odd, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=kind) as e: load_weights(net, tmp_path / "model.safetensors")
+    assert "'bias'" in str(e.value) or "not a safetensors file" in str(e.value)
 
 
 def test_divergence_is_named(tmp_path):
