@@ -110,7 +110,7 @@ def bipolar_plan(pairs: dict, ekg: int | None) -> Plan:
     return Plan(inputs, matrix, missing, (what,))
 
 
-def plan_channels(labels: Sequence[str], where=None) -> Plan:
+def plan_channels(labels: Sequence[str], where: object = None) -> Plan:
     "The `Plan` for a recording's labels; `DataError` with fewer than `LEAST` of the 19 scalp electrodes."
     found = [(i, read) for i, label in enumerate(labels) if (read := lead(label))]
     single, pairs = {}, {}

@@ -36,7 +36,7 @@ def real(data: bytes) -> float:
     except ValueError: return np.nan
 
 
-def whole(data: bytes, what: str, where, least: int = 1, most: int = 2**24) -> int:
+def whole(data: bytes, what: str, where: object, least: int = 1, most: int = 2**24) -> int:
     "A field that must be a whole number from `least` to `most`; else `DataError`."
     x = real(data)
     if not (np.isfinite(x) and x == int(x) and least <= x <= most):
@@ -55,9 +55,13 @@ class Header(NamedTuple):
     raw: bytes
 
     @property
-    def width(self) -> int: return 3 if self.kind == "BDF" else 2
+    def width(self) -> int:
+        "Bytes of a sample."
+        return 3 if self.kind == "BDF" else 2
     @property
-    def labels(self) -> list: return [text(x) for x in self.channels["label"]]
+    def labels(self) -> list:
+        "Names of the signals, in order."
+        return [text(x) for x in self.channels["label"]]
 
 
 def read_header(path: Path) -> Header:
@@ -117,7 +121,7 @@ def onsets(path: Path, header: Header, start: int, record: int, count: int, at: 
     return out
 
 
-def pauses(times: np.ndarray, seconds: float, where) -> np.ndarray:
+def pauses(times: np.ndarray, seconds: float, where: object) -> np.ndarray:
     "Lengths (s) of the pauses between records that begin at `times`; `DataError` where they run backwards."
     gaps = np.diff(times) - seconds
     if np.isnan(times).any() or (gaps < -.01 * seconds - 1e-3).any():
@@ -148,7 +152,9 @@ class EdfFile:
         self.drop_broken()
 
     @property
-    def rails(self) -> list: return [s.rails for s in self.scales]
+    def rails(self) -> list:
+        "Smallest and largest value that each signal can hold."
+        return [s.rails for s in self.scales]
 
     def length(self, i: int) -> int:
         "Number of samples of channel `i`, pauses included."

@@ -23,7 +23,8 @@ from ..signal.resample import Resampler
 # %% ../../nbs/03_data/09_stream.ipynb #8878f94e
 class ArraySource:
     "An array (channels, T) in `unit` with names and a rate as a source."
-    def __init__(self, data: np.ndarray, names: Sequence[str], rate: float, unit: float = 1.0, flags=()):
+    def __init__(self, data: np.ndarray, names: Sequence[str], rate: float, unit: float = 1.0,
+                 flags: Sequence[str] = ()):
         self.data, self.labels, self.unit = data, list(map(str, names)), unit
         if np.ndim(data) != 2 or len(data) != len(self.labels):
             what = f"an array of shape {np.shape(data)} for {len(self.labels)} names"
@@ -31,7 +32,9 @@ class ArraySource:
         self.rates, self.flags = [float(rate)] * len(data), list(flags)
         self.rails = [(np.nan, np.nan)] * len(data)
 
-    def length(self, i: int) -> int: return self.data.shape[1]
+    def length(self, i: int) -> int:
+        "Number of samples of channel `i`."
+        return self.data.shape[1]
 
     def read(self, channels: Sequence[int], first: int, last: int) -> np.ndarray:
         "Samples first .. last in µV."
@@ -40,12 +43,14 @@ class ArraySource:
 
 class MneSource(ArraySource):
     "An `mne.io.Raw` as a source; it stays on disk unless it was loaded."
-    def __init__(self, raw, flags=()):
+    def __init__(self, raw: object, flags: Sequence[str] = ()):
         self.raw, self.labels, self.flags = raw, list(raw.ch_names), list(flags)
         self.rates = [float(raw.info["sfreq"])] * len(self.labels)
         self.rails = [(np.nan, np.nan)] * len(self.labels)
 
-    def length(self, i: int) -> int: return int(self.raw.n_times)
+    def length(self, i: int) -> int:
+        "Number of samples of channel `i`."
+        return int(self.raw.n_times)
 
     def read(self, channels: Sequence[int], first: int, last: int) -> np.ndarray:
         "Samples first .. last in µV (MNE counts in V)."
@@ -67,7 +72,7 @@ def read_with_mne(path: Path) -> MneSource:
         raise DataError(f"cannot be read ({why})", where=path, cure="export it as EDF+C") from None
 
 
-def find_source(what, gaps: bool = False):
+def find_source(what: object, gaps: bool = False) -> ArraySource | EdfFile:
     "A source for a path, an `mne.io.Raw`, or (array in µV, names, rate); `DataError` for anything else."
     if hasattr(what, "ch_names") and hasattr(what, "get_data"): return MneSource(what)
     if isinstance(what, tuple) and len(what) == 3: return ArraySource(*what)
@@ -87,7 +92,7 @@ SLOWEST, NOTCH_Q = 100.0, 30         # Hz, of a channel that is used; width of t
 OFFSET, PLAUSIBLE = 1000.0, (.3, 1000.0)      # µV: a constant offset; spread of a chain's difference
 
 
-def usable_plan(source, where) -> Plan:
+def usable_plan(source: ArraySource | EdfFile, where: object) -> Plan:
     "The plan for a source, without an EKG that is too slow; `DataError` where an electrode is."
     plan = plan_channels(source.labels, where)
     slow = [i for i in plan.inputs if source.rates[i] < SLOWEST]
@@ -103,7 +108,7 @@ def usable_plan(source, where) -> Plan:
 # %% ../../nbs/03_data/09_stream.ipynb #67d54048
 class Stream:
     "A recording as 20 channels at 200 Hz: `read(start, n)`, `samples`, `flags`, `about`."
-    def __init__(self, source, name: str = "recording", notch: float | None = None):
+    def __init__(self, source: ArraySource | EdfFile, name: str = "recording", notch: float | None = None):
         self.source, self.name, self.notch, self.flags = source, name, notch, list(source.flags)
         self.plan = usable_plan(source, name)
         self.flags += self.plan.flags
@@ -120,7 +125,9 @@ class Stream:
         self.offset = look_around(self)
 
     @property
-    def seconds(self) -> float: return self.samples / EEG_RATE
+    def seconds(self) -> float:
+        "Length of the recording."
+        return self.samples / EEG_RATE
     def __repr__(self): return f"Stream({self.name!r}: {self.seconds:g} s)"
 
 # %% ../../nbs/03_data/09_stream.ipynb #3ee71265
@@ -180,7 +187,7 @@ def rails(self: Stream) -> np.ndarray:
 Stream.read, Stream.rails = read, rails
 
 
-def open_recording(what,                        # a path, an mne.io.Raw, or (array in µV, names, rate)
+def open_recording(what: object,                        # a path, an mne.io.Raw, or (array in µV, names, rate)
                    gaps: bool = False,          # read the pauses of an EDF+D as missing
                    notch: float | None = None,  # Hz of the mains to filter out
                    ) -> Stream:

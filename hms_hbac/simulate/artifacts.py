@@ -20,7 +20,7 @@ def add_blinks(rng: np.random.Generator, eeg: np.ndarray, per_minute: float = 8,
     for at in rng.integers(0, eeg.shape[1] - len(form), rng.poisson(per_minute * eeg.shape[1] / rate / 60)):
         eeg[:19, at:at + len(form)] += size * rng.uniform(.6, 1.3) * reach[:, None] * form
 
-
+# %% ../../nbs/04_simulate/02_artifacts.ipynb #30a08044
 def add_muscle(rng: np.random.Generator, eeg: np.ndarray, size: float = 4., restless: float = .5,
                rate: int = EEG_RATE) -> None:
     """Fast noise of about `size` µV (RMS) at the rim of the head, more on one side and in some electrodes;
@@ -31,8 +31,8 @@ def add_muscle(rng: np.random.Generator, eeg: np.ndarray, size: float = 4., rest
     reach = [.15 + np.hypot(*POSITIONS[e]) ** 2 * side[int(POSITIONS[e][0] > 0)] for e in ELECTRODES]
     reach = (size * np.array(reach) * np.exp(1.1 * rng.standard_normal(19))).astype(np.float32)
     stretch = min(samples, 60 * rate)  # one minute is made, and used again from another place
-    fast = noise(rng, lambda f: (f / 30) ** 1.2 / (1 + (f / 30) ** 2) ** 1.2 / 60, 19, stretch) * reach[:,
-                                                                                                        None]
+    fast = noise(rng, lambda f: (f / 30) ** 1.2 / (1 + (f / 30) ** 2) ** 1.2 / 60, 19, stretch)
+    fast = fast * reach[:, None]
     for at in range(0, samples, stretch):
         n = min(stretch, samples - at)
         eeg[:19, at:at + n] += swell[at:at + n] * np.roll(fast, rng.integers(stretch), axis=1)[:, :n]
@@ -43,11 +43,11 @@ def add_pops(rng: np.random.Generator, eeg: np.ndarray, per_minute: float = .15,
     "Jumps of one electrode that decay within a second, `size` µV or more."
     form = np.exp(-np.arange(2 * rate) / (.25 * rate)).astype(np.float32)
     for at in rng.integers(0, eeg.shape[1] - len(form), rng.poisson(per_minute * eeg.shape[1] / rate / 60)):
-        eeg[rng.integers(19), at:at + len(form)] += np.float32(size * rng.uniform(.5,
-                                                                                  2) * rng.choice((-1,
-                                                                                                   1))) * form
+        electrode = rng.integers(19)
+        height = np.float32(size * rng.uniform(.5, 2) * rng.choice((-1, 1)))
+        eeg[electrode, at:at + len(form)] += height * form
 
-
+# %% ../../nbs/04_simulate/02_artifacts.ipynb #8a33f99d
 def add_mains(rng: np.random.Generator, eeg: np.ndarray, size: float = 4., hz: float = 60.,
               others: float = 0., rate: int = EEG_RATE) -> None:
     """The mains, about `size` µV, another strength in each electrode; `others`: share of what devices add
@@ -76,8 +76,8 @@ def heart(rng: np.random.Generator, samples: int, bpm: float = 80., size: float 
     # P Q R S T
     waves = ((.12, .02, .12), (.27, .01, -.15), (.3, .012, 1.), (.33, .012, -.25), (.55, .05, .3))
     form = sum(h * np.exp(-.5 * ((t - m) / s) ** 2) for m, s, h in waves).astype(np.float32)
-    return place(form, at, np.full(len(at), size), samples) + 15 * noise(rng, lambda f: 1 / (f + .5), 1,
-                                                                         samples)[0]
+    beats = place(form, at, np.full(len(at), size), samples)
+    return beats + 15 * noise(rng, lambda f: 1 / (f + .5), 1, samples)[0]
 
 # %% ../../nbs/04_simulate/02_artifacts.ipynb #28d81f0e
 def add_artifacts(rng: np.random.Generator, eeg: np.ndarray, messy: float = .1, bpm: float = 80.) -> None:
