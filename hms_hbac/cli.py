@@ -276,7 +276,7 @@ def check_submission(file: Annotated[Path, typer.Argument(help="submission.csv")
 app.add_typer(votes_app, name="votes")
 
 # %% ../nbs/13_cli.ipynb #f165ce52
-app.command()(read)
+_ = app.command()(read)
 
 # %% ../nbs/13_cli.ipynb #52f1dcb5
 @app.command()
