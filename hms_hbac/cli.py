@@ -9,7 +9,7 @@ __all__ = ['app', 'Comp', 'Data', 'Out', 'Transforms', 'Batch', 'Weights', 'Work
 
 # %% ../nbs/13_cli.ipynb #9aa70b96
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -126,7 +126,7 @@ def open_eeg(
 @app.command()
 def recipes(
     name: Annotated[str | None, typer.Argument(help="a recipe, printed whole")] = None,
-    scale: Annotated[str, typer.Option(help="full, or demo")] = "full",
+    scale: Annotated[str, typer.Option(help="full, small or demo")] = "full",
     parameters: Annotated[bool, typer.Option(help="count parameters (builds every network)")] = True,
     compare: Annotated[bool, typer.Option("--compare", help="draw what each shows of one window")] = False,
     out: Annotated[Path, typer.Option(help="--compare: picture to write, png, pdf or svg")] = "recipes.png",
