@@ -72,9 +72,9 @@ def test_commands_on_the_demos_folders(out):
     assert hms("check", data)[0] == 0
     status, stdout, _ = hms("runs", runs)
     assert status == 0 and "left_right_encoder" in stdout and "squeezeformer" in stdout
-    status, stdout, _ = hms("predict", runs / "left_right_encoder", "--data", data, "--out", out / "again.csv")
-    assert status == 0
-    pd.testing.assert_frame_equal(pd.read_csv(out / "again.csv"), pd.read_csv(out / "left_right_encoder.csv"))
+    again = out / "again.csv"
+    assert hms("predict", runs / "left_right_encoder", "--data", data, "--out", again)[0] == 0
+    pd.testing.assert_frame_equal(pd.read_csv(again), pd.read_csv(out / "left_right_encoder.csv"))
     status, stdout, _ = hms(
         "ensemble",
         f"{out}/left_right_encoder.csv=1",

@@ -24,7 +24,7 @@ def small(tmp_path_factory):
     comp = Competition(
         simulate(
             folder / "comp",
-            patients=12,
+            patients=8,
             test_patients=1,
             seed=2,
             workers=1,
