@@ -2,10 +2,11 @@
 
     python bench/read.py --runs demo/runs [--hours 24 6] [--step 2] [--threads 2] [--folder F]
 
-Each length is simulated as an EDF of 20 channels at 256 Hz (hour by hour, events with known class and time),
-then read in a process of its own. The EDF is written here record by record, because edfio wants it whole. The last line is `times_real=... rss_ratio=... seizure_share=... truth=...`:
-times real time of the longest recording, its peak memory over that of the shortest, the share of seizure
-that was read in it, and the share that was put in.
+Each length is simulated as an EDF of 20 channels at 256 Hz (hour by hour, events with known class and
+time), then read in a process of its own. The EDF is written here record by record, because edfio wants
+it whole. The last line is `times_real=... rss_ratio=... seizure_share=... truth=...`: times real time of
+the longest recording, its peak memory over that of the shortest, the share of seizure that was read in
+it, and the share that was put in.
 """
 
 import argparse
