@@ -21,7 +21,7 @@ import torch
 from shared import ROOT, cells, notebooks
 from torch import nn
 
-from hms_hbac.augment.image import augment
+from hms_hbac.augment.mixing import augment
 from hms_hbac.core import DataError, read_json
 from hms_hbac.evaluation.runs import gap_closed
 from hms_hbac.models.image import System, image_batch
