@@ -26,7 +26,7 @@ def small(tmp_path_factory):
             folder / "comp",
             patients=8,
             test_patients=1,
-            seed=2,
+            seed=17,
             workers=1,
             progress=False,
             recordings_per_patient=1.0,
