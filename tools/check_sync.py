@@ -19,6 +19,7 @@ def mixed_imports(source):
         body = ast.parse(re.sub(r"^\s*[%!].*$", "", source, flags=re.M)).body
     except SyntaxError:
         return False
+    body = [n for n in body if not (isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING")]
     imports = [isinstance(n, (ast.Import, ast.ImportFrom)) for n in body]
     return any(imports) and not all(imports)
 

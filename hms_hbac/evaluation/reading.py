@@ -10,7 +10,6 @@ __all__ = ['ENDINGS', 'found_events', 'write_annotated', 'summary', 'write_table
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from ..core import DataError, HmsError, atomic_write, write_json
