@@ -14,7 +14,10 @@ from pathlib import Path
 
 START = multiprocessing.get_context("forkserver")
 PACKAGE = Path(__file__).resolve().parent.parent / "hms_hbac"
-START.set_forkserver_preload(["apart", "typer.testing", "hypothesis", "hms_hbac.cli"] + [
+# what commands import when they need it would be imported anew by every process
+LATE = ("timm sklearn.model_selection matplotlib.pyplot joblib tqdm.auto scipy.signal scipy.optimize "
+        "pyarrow.parquet")
+START.set_forkserver_preload(["apart", "typer.testing", "hypothesis", "hms_hbac.cli", *LATE.split()] + [
     ".".join(p.relative_to(PACKAGE.parent).with_suffix("").parts) for p in sorted(PACKAGE.glob("*/*.py"))
     if p.stem not in ("__init__", "explore")])
 PAGE, LARGE, BALLAST = 4096, 1 << 30, "ballast"
