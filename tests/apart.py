@@ -126,8 +126,8 @@ def files(folder, but=()):
 
 
 def full_then_room(folder, spare, args, parts=(.01, .4, .9), but=(), before=None):
-    """A command on a disk that is full at each of `parts` of what it needs, then with room: for each
-    (bytes of room, status, said, whether all files are then the same, files left behind by the fault).
+    """A command on a disk with room for each of `parts` of what it needs, one after the other, and at last
+    with room: ([(bytes of room, status, said, files left behind by the fault)], files that are then others).
 
     `spare`: a folder for temporary files; `args` name the output as {disk}; `before`: called first."""
     tempfile.tempdir = str(spare)
@@ -137,16 +137,16 @@ def full_then_room(folder, spare, args, parts=(.01, .4, .9), but=(), before=None
     status, said = command(*args)
     assert status in (0, 3), said
     whole, need, seen = files(disk.folder, but), disk.used(), []
+    disk.clear()
     for size in sorted({int(need * part) // PAGE * PAGE for part in parts}):
-        disk.clear()
         disk.room(size)
         status, said = command(*args)
-        left = sorted(p.name for p in disk.folder.rglob(".*.part"))
+        seen.append((size, status, said, sorted(p.name for p in disk.folder.rglob(".*.part"))))
         disk.room(LARGE)
-        again, more = command(*args)
-        assert again in (0, 3), (size, said, more)
-        seen.append((size, status, said, files(disk.folder, but) == whole, left))
-    return seen
+    again, more = command(*args)
+    assert again in (0, 3), more
+    now = files(disk.folder, but)
+    return seen, sorted(n for n in {*whole, *now} if whole.get(n) != now.get(n))
 
 
 def on_read_only(folder, spare, args, work):

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['ENDINGS', 'found_events', 'write_annotated', 'summary', 'write_tables', 'write_reading', 'read_one', 'recordings_of',
-           'task', 'run_tasks', 'ranking', 'ranking_page', 'read_recordings']
+           'task', 'run_tasks', 'ranking', 'ranking_page', 'check_place', 'read_recordings']
 
 # %% ../../nbs/10_evaluation/18_reading.ipynb #fb01284b
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -168,6 +169,18 @@ def ranking_page(frame: pd.DataFrame) -> str:
                 [("ranking", "By burden", table(shown, "Shares of the time that counts")),
                  ("pages", "Pages", f"<ul>{links}</ul>" if links else text("None could be read."))])
 
+# %% ../../nbs/10_evaluation/18_reading.ipynb #pl4ce002
+def check_place(out: Path, paths: list) -> None:
+    "`DataError` where `out` cannot be written to, or lies in one of the folders that are read."
+    inside = [p for p in map(Path, paths) if p.is_dir() and out.resolve().is_relative_to(p.resolve())]
+    if inside: raise DataError("lies in a folder that is read", where=out, cure="name a folder elsewhere")
+    there = next(p for p in (out, *out.absolute().parents) if p.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there): pass
+    except OSError as e:
+        what = f"cannot be written to ({e.strerror or e})"
+        raise DataError(what, where=there, cure="name a folder where there is room") from e
+
 # %% ../../nbs/10_evaluation/18_reading.ipynb #29b40853
 def read_recordings(paths: list, runs: object, out: str | Path,
                     annotated: bool = False, workers: int = 1,
@@ -179,6 +192,7 @@ def read_recordings(paths: list, runs: object, out: str | Path,
     "Read recordings into `out`/<name>, and a ranking; a single file goes into `out` itself. Their summaries."
     from tqdm.auto import tqdm
     files, out = recordings_of(paths), Path(out)
+    check_place(out, paths)
     if len(files) == 1 and not any(Path(p).is_dir() for p in paths):
         (name, path), = files.items()
         told = read_one(str(path), runs, str(out), annotated, progress, **how)

@@ -230,7 +230,10 @@ def claim(out: Path, told: dict) -> Path:
         differs = [k for k, v in told.items() if read_json(note).get(k) != v]
         what = f"holds another reading (its {', '.join(differs)} differ)"
         raise DataError(what, where=out, cure="name another folder, or delete this one")
-    if not note.is_file(): write_json(note, told)
+    if not note.is_file():
+        if any(not p.name.startswith(".") for p in out.iterdir()):
+            raise DataError("is not empty and holds no reading", where=out, cure="name a new folder")
+        write_json(note, told)
     (out/"pieces").mkdir(exist_ok=True)
     for part in (out/"pieces").glob(".*.part"): part.unlink()
     return out/"pieces"
