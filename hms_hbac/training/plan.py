@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['DEVICES', 'ASSUMED', 'MEASURED', 'ESTIMATE', 'Cost', 'gru_flops', 'count_grus', 'net_cost', 'samples', 'Device',
-           'sample_seconds', 'memory', 'plan', 'plan_text']
+           'sample_seconds', 'memory', 'plan', 'plan_text', 'competition_plan']
 
 # %% ../../nbs/08_training/14_plan.ipynb #de087090
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 
 from ..core import CHANNELS, EEG_SAMPLES, PANELS, SPEC_BINS, SPEC_STEPS
+from ..data.competition import Competition, add_folds, events
 from ..models.nets import build_net
 from ..models.recipe import without_downloads
 from ..models.schema import Recipe
@@ -148,3 +150,8 @@ def plan_text(recipe: Recipe, table: pd.DataFrame, folds: tuple) -> str:
             f"{ESTIMATE}: an estimate from data sheets and from the network's arithmetic and memory,\n"
             f"which were counted on a CPU; assumed shares: {assumed}.\n"
             f"The view's transforms, early stops and the cache of recordings are not in it.")
+
+# %% ../../nbs/08_training/14_plan.ipynb #b1403c4c
+def competition_plan(recipe: Recipe, data: Path | str, folds: tuple) -> str:
+    "`plan_text` for the rows of a competition folder: what `hms-hbac train --plan` prints."
+    return plan_text(recipe, add_folds(events(Competition(data).train), recipe.folds), folds)
