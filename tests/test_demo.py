@@ -23,7 +23,7 @@ def hms(*args):
 def out(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
     status, stdout, stderr = hms(
-        "demo", "--out", folder, "--patients", 10, "--test-patients", 3, "--folds", "0", "--no-kernels"
+        "demo", "--out", folder, "--patients", 7, "--test-patients", 2, "--folds", "0", "--no-kernels"
     )
     assert status == 0, stdout + stderr
     (folder / "stdout.txt").write_text(stdout)

@@ -71,7 +71,7 @@ def test_push_of_every_kernel(stub):
         got = run("push", KERNELS / name)
         assert got.exit_code == 0 and f"annsmith/hms-{name}: version 1, https://" in got.output
     sent = {b["slug"].split("hms-", 1)[1]: b for b in stub.bodies("SaveKernel")}
-    assert sorted(sent) == NAMES and len(NAMES) == 11
+    assert sorted(sent) == NAMES and len(NAMES) == 13
     for name, b in sent.items():
         assert (
             b["machineShape"] == "NvidiaTeslaT4"

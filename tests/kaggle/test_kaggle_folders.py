@@ -28,7 +28,7 @@ def runs(tmp_path):
         f = tmp_path / f"runs/panels_b0/fold{fold}"
         write_json(
             f/"manifest.json",
-            {"status": status, "prior": [0.2, 0.2, 0.2, 0.2, 0.1, 0.1], "data_path": "/home/ann"},
+            {"status": status, "prior": [0.2, 0.2, 0.2, 0.2, 0.1, 0.1], "data_path": "/home/lovelace"},
         )
         save_recipe(load_recipe("panels_b0", "demo"), f / "recipe.yaml")
         (f / "model.safetensors").write_text(f"weights {fold}")
@@ -102,19 +102,20 @@ def test_packed_files_are_copies(tmp_path, runs):
 def test_a_recipe_without_paths(tmp_path):
     "Whatever names a path or a user is blanked, and the packed recipe is still a recipe."
     recipe = yaml.safe_load(recipe_yaml(load_recipe("attention_b0_pseudo")))
-    recipe["net"]["pretrained"] = "/home/ann/b0.safetensors"
+    recipe["net"]["pretrained"] = "/home/lovelace/b0.safetensors"
     for stage in recipe["stages"]:
-        if stage["labels"]["runs"]: stage["labels"]["runs"] = ["/home/ann/runs/attention_b0"]
-    recipe["ours"] = "trained from /home/ann/notes.md and ~/x"
+        if stage["labels"]["runs"]: stage["labels"]["runs"] = ["/home/lovelace/runs/attention_b0"]
+    recipe["ours"] = "trained from /home/lovelace/notes.md and ~/x"
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     public = public_recipe(tmp_path / "recipe.yaml")
     (tmp_path / "public.yaml").write_text(yaml.safe_dump(public))
     assert (
-        "ann" not in (tmp_path/"public.yaml").read_text()
+        "lovelace" not in (tmp_path/"public.yaml").read_text()
         and "~" not in (tmp_path/"public.yaml").read_text()
     )
     assert load_recipe(str(tmp_path / "public.yaml")).net.pretrained == "none"
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "view": "Panels(file='/home/ann/x')"}))
+    hidden = {**recipe, "view": "Panels(file='/home/lovelace/x')"}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(hidden))
     with pytest.raises(RecipeError, match="view names a path"): public_recipe(tmp_path / "recipe.yaml")
 
 

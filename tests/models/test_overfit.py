@@ -64,6 +64,7 @@ def quiet(net):
     if "parts" in net: net["parts"] = [quiet(p) for p in net["parts"]]
     if "image" in net: net["image"] = quiet(net["image"])
     net.update({k: 0. for k in ("dropout", "drop_path") if k in net})
+    if "reduce" in net: net["reduce"] = 1
     if net["kind"] == "resnet1d_gru": net["blocks"] = 3
     if net["kind"] == "wavenet": net.update(filters=[8, 16], depth=4)
     return net
