@@ -212,7 +212,9 @@ def prepare(comp: Competition | Path | str, cache: Path | str, workers: int = 2,
     index = Path(cache)/"index.parquet"
     if index.is_file() and not plan(comp, cache, meta, verify)[1]: return Recordings(cache)
     with locked(cache, progress):
-        for part in Path(cache).glob("**/.*.part"): part.unlink()            # what a killed process left
+        # what a killed process left; meta.json may just now be written by one that will wait here
+        for part in Path(cache).glob("**/.*.part"):
+            if not part.name.startswith(".meta.json."): part.unlink()
         tasks, missing = plan(comp, cache, meta, verify)
         total, todo = sum(len(t[3]) for t in tasks), sum(len(t[3]) for t in missing)
         with tqdm(total=total, initial=total - todo, desc="prepare", unit="file", disable=not progress) as b:

@@ -138,6 +138,14 @@ def test_the_second_prepare_waits_says_so_and_finds_the_work_done(
     same(half, cache)
 
 
+def test_nobody_removes_what_the_next_one_claims_the_cache_with(folder, tmp_path):
+    "A second process that is about to write meta.json keeps its temporary file; other remains go."
+    mine, left = tmp_path / ".meta.json.x.part", tmp_path / ".index.parquet.x.part"
+    for p in (mine, left): p.write_text("half")
+    prepare(folder, tmp_path, workers=1, progress=False)
+    assert mine.exists() and not left.exists()
+
+
 def test_a_file_that_vanishes_stops_the_work(folder, tmp_path):
     comp = shutil.copytree(folder, tmp_path / "comp")
     meta = recordings.claim(tmp_path / "c", Competition(comp))

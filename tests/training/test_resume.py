@@ -198,6 +198,24 @@ def test_signals_pause(straight, tmp_path, number):
     assert_same(straight, folder)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_worker_that_does_not_train_hears_a_signal(monkeypatch, number):
+    "While it prepares, its call ends; while it waits, it lives on and begins no further fold."
+    from hms_hbac.training import run as module
+    before, calls = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}, []
+    monkeypatch.setattr(module, "SIGNALLED", [])
+    monkeypatch.setattr(module, "train_before", lambda signalled: (
+        calls.append(signalled), signal.raise_signal(number) if signalled else None, "done")[-1])
+    try:
+        assert module.in_worker(False) == "done"
+        assert module.in_worker(True) == 128 + number
+        module.SIGNALLED.clear()
+        signal.raise_signal(number)
+        assert module.in_worker(False) == 128 + number and calls == [False, True]
+    finally:
+        for n, handler in before.items(): signal.signal(n, handler)
+
+
 def test_the_next_look_sees_a_crash(tmp_path):
     """SIGBUS (a cache file cut under the training) and SIGKILL leave `running`.
 
