@@ -1,7 +1,7 @@
 """Run every notebook in a process of its own as nbdev_test does, two at a time, and print a table.
 
 The processes are forks of one that has imported torch and its like, so that each saves these imports.
-The ladders of nbs/experiments/ get 8 patients, one epoch and two rungs: it shows that they run.
+The ladders of nbs/experiments/ get 8 patients, one epoch and three rungs: it shows that they run.
 
     python tools/test_notebooks.py [PART-OF-PATH ...] [--flags "slow cuda"] [--jobs 2] [--timeout 300]
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from shared import ROOT, notebooks
 
-SMALL = {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg", "PYTHONWARNINGS": "ignore", "HMS_LADDER": "8,1,2"}
+SMALL = {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg", "PYTHONWARNINGS": "ignore", "HMS_LADDER": "8,1,3"}
 PRELOAD = ["torch", "timm", "pandas", "pyarrow.parquet", "scipy.signal", "sklearn.linear_model", "joblib",
            "accelerate", "pydantic", "matplotlib.pyplot", "nbdev.test"]
 FORKS = multiprocessing.get_context("forkserver")
