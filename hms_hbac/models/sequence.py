@@ -91,7 +91,7 @@ class BandEnsemble(nn.Module):
     def __init__(self, nets: Sequence[nn.Module], weights: Sequence[float] = None):
         super().__init__()
         self.nets = nn.ModuleList(nets)
-        weights = torch.as_tensor(weights or [1.] * len(self.nets), dtype=torch.float32)
+        weights = torch.tensor(weights or [1.] * len(self.nets), dtype=torch.float32, device="cpu")
         if len(weights) != len(self.nets) or not (weights >= 0).all() or not weights.sum() > 0:
             raise RecipeError(f"{len(self.nets)} bands cannot have the weights {weights.tolist()}",
                               cure="give one weight >= 0 per band, not all 0")
