@@ -43,6 +43,7 @@ def offline(name, scale):
 def test_every_row_of_the_table_exists():
     assert sorted(WANTED) == list_recipes()
     assert list(recipe_table(parameters=False).name) == list_recipes()
+    assert recipe_table(["resnet1d_gru_bands"]).parameters.item() == "0.5 M"      # counted without memory
 
 
 # millions of parameters
