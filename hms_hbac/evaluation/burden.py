@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WORDS', 'INTERICTAL', 'STATUS_SHARE', 'STATUS_SECONDS', 'HOUR', 'word', 'classes', 'runs', 'longest',
-           'sliding_burden', 'status', 'hour_marks', 'burden', 'totals']
+           'sliding_burden', 'status', 'hour_marks', 'burden', 'totals', 'confusions', 'mean_rates', 'expected_burden']
 
 # %% ../../nbs/10_evaluation/15_burden.ipynb #64780818
 import numpy as np
@@ -12,6 +12,7 @@ import pandas as pd
 
 from ..core import CLASSES
 from ..inference.reader import Reading
+from ..training.oof import SURE_VOTES, vote_shares
 
 # %% ../../nbs/10_evaluation/15_burden.ipynb #ef05119c
 WORDS = ((.90, "continuous"), (.50, "abundant"), (.10, "frequent"), (.01, "occasional"), (0., "rare"))
@@ -105,3 +106,38 @@ def totals(reading: Reading) -> dict:
             "hours_bad": float((top < 0).sum() * reading.step / HOUR), "share": share, "continuum": both,
             "seizure_word": word(share["seizure"] or 0), "continuum_word": word(both or 0),
             "rule": status(reading)}
+
+# %% ../../nbs/10_evaluation/15_burden.ipynb #e92d8600
+def confusions(oof: pd.DataFrame,            # an out-of-fold table, see `read_oof`
+               min_votes: int = SURE_VOTES,
+               ) -> np.ndarray:
+    "(patients, 6, 6): how many events of each class (by most votes) were called what."
+    oof = oof[oof.n_votes >= min_votes]
+    patient, names = pd.factorize(oof.patient_id)
+    counts = np.zeros((len(names), len(CLASSES), len(CLASSES)))
+    np.add.at(counts, (patient, vote_shares(oof).argmax(1), oof[list(CLASSES)].to_numpy().argmax(1)), 1)
+    return counts
+
+
+def mean_rates(counts: np.ndarray) -> np.ndarray:
+    "(6, 6): of the events of each class, the shares that were called what; equal shares without events."
+    total = counts.sum(0)
+    seen = total.sum(1, keepdims=True)
+    return np.where(seen > 0, total / np.maximum(seen, 1), 1 / len(CLASSES))
+
+# %% ../../nbs/10_evaluation/15_burden.ipynb #e17b37cd
+def expected_burden(truth: np.ndarray,       # (hours, 6) shares of each class in truth
+                    oof: pd.DataFrame,
+                    level: float = .95,
+                    draws: int = 4000, seed: int = 0) -> np.ndarray:
+    "(hours, 6, 3): the share of each class that members should find, and the ends of its interval."
+    counts, rng = confusions(oof), np.random.default_rng(seed)
+    mean, rates = mean_rates(counts), np.empty((draws, len(CLASSES), len(CLASSES)))
+    for k in range(len(CLASSES)):
+        own = np.concatenate([counts[counts[:, k].sum(1) > 0, k], np.zeros((1, len(CLASSES)))])
+        picks = rng.integers(max(len(own) - 1, 1), size=draws)
+        gamma = rng.standard_gamma(own[picks] + mean[k] + 1e-3)
+        rates[:, k] = gamma / gamma.sum(1, keepdims=True)
+    truth = np.asarray(truth, float)
+    low, high = np.quantile(np.einsum("hk,dkc->dhc", truth, rates), [(1 - level) / 2, (1 + level) / 2], 0)
+    return np.stack([truth @ mean, low, high], -1)

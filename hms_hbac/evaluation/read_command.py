@@ -22,6 +22,7 @@ def told_lines(told: dict) -> list[str]:
              f"  seizure {share(x['share']['seizure'], x['seizure_word'])}; "
              f"continuum {share(x['continuum'], x['continuum_word'])}; "
              f"rule for status epilepticus: {rule['met'] or 'not met'}"]
+    if told.get("before"): lines.append("  read before with the same arguments: nothing was read anew")
     remarks = [*told["flags"], *(f"{r['member']}: {r['reason']}" for r in told["report"][:5])]
     return lines + [f"  {r}" for r in remarks]
 

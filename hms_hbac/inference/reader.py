@@ -39,6 +39,7 @@ from .presets import PRESETS, preset
 from hms_hbac.inference.sliding import (
     Piece,
     Rows,
+    drawers,
     middles,
     piece_batch,
     piece_power,
@@ -65,10 +66,9 @@ class Setup:
     def steps(self) -> int:
         "Columns of spectrogram that the members want; 0: none."
         return SPEC_STEPS if any("spectrogram" in m.needs for m in self.crew.members) else 0
-    @property
-    def eeg(self) -> bool:
-        "Whether a member looks at the EEG."
-        return any("eeg" in m.needs for m in self.crew.members)
+    def eeg(self, drawn: Iterable = ()) -> bool:
+        "Whether a member looks at the EEG whose picture is not `drawn` already."
+        return any("eeg" in m.needs and m.picture not in drawn for m in self.crew.members)
 
 
 def answer_table(setup: Setup, answers: Answers, times: np.ndarray) -> pd.DataFrame:
@@ -97,7 +97,9 @@ def stream_print(stream: Stream) -> dict:
     crc = 0
     for s in np.linspace(0, stream.samples - EEG_RATE, 16).astype(int):
         crc = zlib.crc32(stream.read(int(s), EEG_RATE).tobytes(), crc)
-    return {"name": Path(stream.name).name, "samples": stream.samples, "crc": crc, "notch": stream.notch}
+    marks = {"marks": zlib.crc32(repr(stream.marks).encode())} if stream.marks else {}
+    told = {"name": Path(stream.name).name, "samples": stream.samples, "crc": crc, "notch": stream.notch}
+    return told | marks
 
 
 def about_models(crew: Crew, folders: list) -> list:
@@ -164,9 +166,10 @@ def read_pieces(setup: Setup, stream: Stream, starts: np.ndarray,
         (number, windows, _), a = job
         if last.get("number") != number:
             piece = read_piece(stream, starts, windows.start, windows.stop, recorded)
-            last.update(number=number, piece=piece)
+            last.update(number=number, piece=piece, draw=drawers(setup.crew, piece.eeg))
         some = range(a, min(a + setup.batch_size, len(windows)))
-        return last["piece"], piece_batch(last["piece"], rows, some, setup.eeg, setup.steps)
+        piece, draw = last["piece"], last["draw"]
+        return piece, piece_batch(piece, rows, some, setup.eeg(draw), setup.steps, draw)
     reader = Prefetch([(job, a) for job in todo for a in chunks(job[1])], make, depth=2)
     def batches(first, more):
         for _, batch in itertools.chain([first], itertools.islice(reader, more)):

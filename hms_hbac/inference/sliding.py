@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['PIECE_SECONDS', 'FIRST', 'ROWS', 'MARGIN', 'window_starts', 'middles', 'spectrogram_rows', 'Rows', 'Piece',
-           'read_piece', 'label_blocks', 'piece_batch', 'quality_table', 'mean_power', 'pieces_of', 'piece_power']
+           'read_piece', 'label_blocks', 'window_fault', 'piece_batch', 'drawers', 'quality_table', 'mean_power',
+           'pieces_of', 'piece_power']
 
 # %% ../../nbs/09_inference/09_sliding.ipynb #86b25124
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,11 +28,14 @@ from hms_hbac.core import (
     SPEC_STEPS,
     DataError,
 )
-from ..data.files import cut_spectrogram, spectrogram_row
-from ..data.quality import BLOCK, FAULTS, SHARE, block_faults, good_share
+from ..data.files import spectrogram_row
+from ..data.quality import BLOCK, FAULTS, SHARE, block_faults, good_share, marked_blocks
 from ..data.stream import Stream
+from .members import Crew
 from .rows import eeg_fault
+from .tta import untouched
 from ..signal.spectrogram import HOST_STEP, host_spectrogram
+from ..views.along import along
 
 # %% ../../nbs/09_inference/09_sliding.ipynb #418b4ebc
 PIECE_SECONDS, FIRST = 600, EEG_RATE           # length of a piece; first sample of the first window
@@ -79,11 +84,12 @@ class Rows:
 
     def cut(self, row: int, n: int) -> np.ndarray:
         "Rows row .. row + n as (4, 100, n)."
-        total = self.stream.samples // HOST_STEP
-        a, b = max(row, 0), min(row + n, total)
-        if b <= a: return np.full((len(PANELS), SPEC_BINS, n), np.nan, np.float32)
-        x = np.concatenate([self.block(j) for j in range(a // ROWS, (b - 1) // ROWS + 1)], -1)
-        return cut_spectrogram(x, row - a // ROWS * ROWS, n)
+        out = np.full((len(PANELS), SPEC_BINS, n), np.nan, np.float32)
+        a, b = max(row, 0), min(row + n, self.stream.samples // HOST_STEP)
+        for j in range(a // ROWS, (b - 1) // ROWS + 1) if b > a else ():
+            lo, hi = max(a, j * ROWS), min(b, (j + 1) * ROWS)
+            out[..., lo - row:hi - row] = self.block(j)[..., lo - j * ROWS:hi - j * ROWS]
+        return out
 
 # %% ../../nbs/09_inference/09_sliding.ipynb #11543ebc
 @dataclass
@@ -94,7 +100,7 @@ class Piece:
     begin: int                       # sample at which `eeg` begins, a multiple of a block
     eeg: np.ndarray
     good: np.ndarray                 # (blocks,) share of good electrodes
-    faults: np.ndarray               # (5, blocks) electrodes with each fault
+    faults: np.ndarray               # (6, blocks) electrodes with each fault
 
 
 def read_piece(stream: Stream, starts: np.ndarray, first: int, last: int, recorded: np.ndarray) -> Piece:
@@ -102,7 +108,7 @@ def read_piece(stream: Stream, starts: np.ndarray, first: int, last: int, record
     a = starts[first] // BLOCK * BLOCK
     n = -(-(starts[last - 1] + EEG_SAMPLES - a) // BLOCK) * BLOCK
     eeg = stream.read(a, n)
-    faults = block_faults(eeg, stream.rails())
+    faults = block_faults(eeg, stream.rails(), marked_blocks(stream.marks, int(a), n // BLOCK))
     count = (faults & recorded[:, None]).sum(1)
     return Piece(first, starts[first:last], int(a), eeg, good_share(faults, recorded), count)
 
@@ -113,17 +119,28 @@ def label_blocks(piece: Piece, i: int) -> slice:
     return slice(int(a // BLOCK), int(-(-(a + LABEL_SECONDS * EEG_RATE) // BLOCK)))
 
 # %% ../../nbs/09_inference/09_sliding.ipynb #fb2a1b69
-def piece_batch(piece: Piece, rows: Rows, windows: range, eeg: bool, steps: int) -> dict:
+def window_fault(x: np.ndarray) -> str:
+    "`eeg_fault` of a window (20, 10000); most windows are proved good by a few of their samples."
+    few = x[:19, ::199]
+    if np.isfinite(few).all() and (few.max(1) > few.min(1)).any(): return ""
+    return eeg_fault(x, x)
+
+
+def piece_batch(piece: Piece, rows: Rows, windows: range,
+                eeg: bool,                       # with the EEG
+                steps: int,                      # columns of spectrogram
+                draw: dict[str, Callable] = {},  # noqa: B006 (is not changed): pictures from first samples
+                ) -> dict:
     "The batch of some windows of a piece (by their numbers in it), with `notes` as `read_slots` writes them."
+    at = piece.starts[windows.start:windows.stop] - piece.begin
     batch = {"eeg": torch.zeros(len(windows), len(CHANNELS), EEG_SAMPLES)} if eeg else {}
     if steps: batch["spectrogram"] = torch.zeros(len(windows), len(PANELS), SPEC_BINS, steps)
+    if draw: batch["drawn"] = {name: f(at) for name, f in draw.items()}
     notes = []
     for b, i in enumerate(windows):
-        note, at = {"row": i, "made": False}, piece.starts[i] - piece.begin
-        if eeg:
-            x = piece.eeg[:, at:at + EEG_SAMPLES]
-            note["eeg"] = eeg_fault(x, x)
-            if not note["eeg"]: batch["eeg"][b] = torch.from_numpy(x)
+        x = piece.eeg[:, at[b]:at[b] + EEG_SAMPLES]
+        note = {"row": i, "made": False, "eeg": window_fault(x)}
+        if eeg and not note["eeg"]: batch["eeg"][b] = torch.from_numpy(x)
         if steps:
             begin = piece.starts[i] / EEG_RATE + EEG_SECONDS / 2 - SPEC_STEPS * SPEC_STEP / 2
             x = rows.cut(int(spectrogram_row(begin)) - (steps - SPEC_STEPS) // 2, steps)
@@ -131,6 +148,14 @@ def piece_batch(piece: Piece, rows: Rows, windows: range, eeg: bool, steps: int)
             if not note["spectrogram"]: batch["spectrogram"][b] = torch.from_numpy(x)
         notes.append(note)
     return batch | {"notes": notes}
+
+# %% ../../nbs/09_inference/09_sliding.ipynb #e8b7888d
+def drawers(crew: Crew, eeg: np.ndarray) -> dict[str, Callable]:
+    "{picture: draw(first samples)} for the pictures of `crew` that can be drawn `along` the EEG of a piece."
+    if torch.device(crew.device).type != "cpu": return {}
+    teams = [t for t in crew.teams() if all(m.transforms == [untouched] for m in t)]
+    found = {t[0].picture: along(t[0].system.view, torch.from_numpy(eeg)) for t in teams}
+    return {picture: draw for picture, draw in found.items() if draw}
 
 # %% ../../nbs/09_inference/09_sliding.ipynb #d9b0843e
 def quality_table(piece: Piece) -> pd.DataFrame:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LEFT', 'RIGHT', 'WINNER_PARTS', 'WINNER_VIEWS', 'Folded', 'Tiled', 'Channels', 'Stacked', 'running_mean', 'quality',
-           'LeftRight']
+           'high_passed', 'LeftRight']
 
 # %% ../../nbs/05_views/08_raw.ipynb #2eaf7846
 import torch
@@ -110,6 +110,12 @@ LEFT = [*range(8), 8, 9]                                  # places in the double
 RIGHT = [*range(14, 18), *range(10, 14), 8, 9]
 
 # %% ../../nbs/05_views/08_raw.ipynb #a45ed6c0
+def high_passed(x: torch.Tensor, v: "LeftRight") -> torch.Tensor:
+    "Repaired derivations (B, D, T) in µV as the `LeftRight` `v` filters and holds them, unit 32 µV."
+    x = butter(butter(x, 2, low=v.low), 4, high=.4 * EEG_RATE / v.stride)
+    return x.clamp(-1024, 1024) / 32
+
+
 class LeftRight(View):
     """Left and right half of the head beside each other and their `quality`, (40, samples) at `stride`: 10
     left signals, 10 right, then 20 qualities; unit 32 µV, above `low` Hz (second-order, both ways). Places
@@ -128,7 +134,7 @@ class LeftRight(View):
         length = self.samples * self.stride
         wide = min(length + EEG_RATE, EEG_SAMPLES)                # quality looks half a second to both sides
         good = centred(quality(centred(x, wide), centred(valid, wide)), length)
-        x = butter(butter(x, 2, low=self.low), 4, high=.4 * EEG_RATE / self.stride).clamp(-1024, 1024) / 32
+        x = high_passed(x, self)
         both = torch.cat([centred(x, length)[:, LEFT + RIGHT], good[:, LEFT + RIGHT]], 1)
         return both[..., ::self.stride]
 
