@@ -156,7 +156,7 @@ def read_json(path: Path | str) -> object:
     except ValueError as e:
         raise DataError(f"not valid JSON ({e})", where=path) from None
 
-
+# %% ../nbs/00_core.ipynb #236e16e9
 def plain_yaml(text: str, where: Path | str) -> object:
     """The value of a YAML text; `RecipeError` for anchors and aliases, which could stand for millions of
     values. What is no YAML raises `yaml.YAMLError`."""

@@ -64,7 +64,7 @@ class Header(NamedTuple):
         "Names of the signals, in order."
         return [text(x) for x in self.channels["label"]]
 
-
+# %% ../../nbs/03_data/08_edf.ipynb #d41f80fe
 def read_header(path: Path) -> Header:
     "The header of an EDF or BDF file; `DataError` where it is not one or is cut short."
     with open(path, "rb") as f:
@@ -191,6 +191,9 @@ def drop_broken(self: EdfFile) -> None:
     self.labels = ["" if i in broken else n for i, n in enumerate(self.labels)]
 
 
+EdfFile.drop_broken = drop_broken
+
+# %% ../../nbs/03_data/08_edf.ipynb #935d2a3b
 def timeline(self: EdfFile) -> np.ndarray | None:
     "Times of the records of an EDF+D, None where there is no pause; `DataError` where there is one."
     at = [i for i, n in enumerate(self.labels) if n in ("EDF Annotations", "BDF Annotations")]
@@ -208,7 +211,7 @@ def timeline(self: EdfFile) -> np.ndarray | None:
     return times
 
 
-EdfFile.drop_broken, EdfFile.timeline = drop_broken, timeline
+EdfFile.timeline = timeline
 
 # %% ../../nbs/03_data/08_edf.ipynb #0cd85b4e
 def integers(data: np.ndarray, width: int) -> np.ndarray:

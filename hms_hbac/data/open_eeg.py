@@ -79,7 +79,7 @@ class Segment(NamedTuple):
     sparcnet: np.ndarray                 # (6,) published probabilities, NaN where there are none
     remarks: tuple = ()
 
-
+# %% ../../nbs/03_data/06_open_eeg.ipynb #69592903
 def read_window(path: Path, table: dict) -> Segment:
     "A window of 50 s; `table` maps its name to (votes, probabilities of SPaRCNet)."
     kind, _, number = path.stem.partition("_sample")

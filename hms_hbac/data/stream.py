@@ -46,7 +46,7 @@ class ArraySource:
         "Samples first .. last in µV."
         return np.asarray(self.data[list(channels), first:last], np.float64) * self.unit
 
-
+# %% ../../nbs/03_data/09_stream.ipynb #4a8d4b38
 class MneSource(ArraySource):
     "An `mne.io.Raw` as a source; it stays on disk unless it was loaded."
     def __init__(self, raw: object, flags: Sequence[str] = ()):
@@ -85,7 +85,7 @@ def read_with_mne(path: Path) -> MneSource:
         why = f"{type(e).__name__}: {(str(e).splitlines() or [''])[0][:160]}"
         raise DataError(f"cannot be read ({why})", where=path, cure="export it as EDF+C") from None
 
-
+# %% ../../nbs/03_data/09_stream.ipynb #85d2f6ee
 def find_source(what: object, gaps: bool = False) -> ArraySource | EdfFile:
     "A source for a path, an `mne.io.Raw`, or (array in µV, names, rate); `DataError` for anything else."
     if hasattr(what, "ch_names") and hasattr(what, "get_data"): return MneSource(what)
@@ -184,7 +184,7 @@ def plain(self: Stream, start: int, n: int) -> np.ndarray:
         elif len(used): out[i] = weights[used] @ inputs[used]
     return out - self.offset
 
-
+# %% ../../nbs/03_data/09_stream.ipynb #890836dc
 def look_around(self: Stream) -> np.ndarray:
     "Offsets (20, 1) to take away, from 32 s spread over the recording; flags implausible amplitudes."
     starts = np.linspace(0, self.samples - EEG_RATE, 32).astype(int)
@@ -197,7 +197,8 @@ def look_around(self: Stream) -> np.ndarray:
     chains = chains[np.isfinite(chains).all(1)]
     typical = np.median(chains.std(1)) if len(chains) else 0.
     if not PLAUSIBLE[0] <= typical <= PLAUSIBLE[1]:
-        self.flags.append(f"implausible amplitude: {typical:.3g} µV in a chain's difference; check the units")
+        told = f"implausible amplitude: {typical:.3g} µV in a chain's difference"
+        self.flags.append(f"{told}; check the units")
     return np.where(far, middle, 0)[:, None]
 
 # %% ../../nbs/03_data/09_stream.ipynb #a8211a77
@@ -224,8 +225,8 @@ def rails(self: Stream) -> np.ndarray:
 
 Stream.read, Stream.rails = read, rails
 
-
-def open_recording(what: object,                        # a path, an mne.io.Raw, or (array in µV, names, rate)
+# %% ../../nbs/03_data/09_stream.ipynb #cb434cce
+def open_recording(what: object,                # path, mne.io.Raw, or (array in µV, names, rate)
                    gaps: bool = False,          # read the pauses of an EDF+D as missing
                    notch: float | None = None,  # Hz of the mains to filter out
                    ) -> Stream:

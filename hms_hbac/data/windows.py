@@ -146,7 +146,7 @@ def holds_something(source: Recordings, kind: str, id: int, first: int, n: int) 
     part = x[..., max(first, 0):max(first + n, 0)]
     return bool(np.isfinite(part[(0,) * (x.ndim - 1)]).any() or np.isfinite(part).any())
 
-
+# %% ../../nbs/03_data/04_windows.ipynb #e1cb7771
 def blank(source: Recordings,
           events: pd.DataFrame,
           spec_steps: int = SPEC_STEPS,      # columns of a spectrogram window; 0: none is looked at
