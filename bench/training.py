@@ -189,11 +189,9 @@ def table(rows):
     names = ("precision", "batch", "bytes", "ours/s", "bare/s", "ratio", "CPU ratio", "system")
     print(f"{'recipe':28}" + "".join(f"{n:>11}" for n in names))
     for r in rows:
-        print(
-            f""
-            f"{r['recipe']:28}{r['precision']:>11}{r['batch']:>11}{r['bytes']:>11}{r['ours']:>11.1f}{r['bare']:>11.1f}"
-            f"{r['ratio']:>11.3f}{r['cpu']:>11.3f}{r['sys']:>11.3f}"
-        )
+        how = f"{r['recipe']:28}{r['precision']:>11}{r['batch']:>11}{r['bytes']:>11}"
+        speed = f"{r['ours']:>11.1f}{r['bare']:>11.1f}"
+        print(f"{how}{speed}{r['ratio']:>11.3f}{r['cpu']:>11.3f}{r['sys']:>11.3f}")
 
 
 if __name__ == "__main__": main()

@@ -67,8 +67,8 @@ def fit_calibrated(prob: np.ndarray, target: np.ndarray, patient: np.ndarray | N
     def f(x):
         q = softmax(x[0] * logs + x[1:])
         g = q - target
-        return -(target * np.log(q.clip(1e-300))).sum() / len(logs), np.r_[(g * logs).sum(),
-                                                                           g.sum(0)] / len(logs)
+        slope = np.r_[(g * logs).sum(), g.sum(0)]
+        return -(target * np.log(q.clip(1e-300))).sum() / len(logs), slope / len(logs)
     x = minimize(f, np.r_[1, np.zeros(6)])
     return fit_mean(prob, target) | dict(scale=x[0], bias=x[1:] - x[1:].mean())
 
@@ -182,8 +182,8 @@ def compare(
     """Table of methods with cross-fitted kl and the gain over the plain mean with its interval (low, high).
 
     `attrs` hold the choice and its reason."""
-    fold, names = patient_folds(members.patient, folds,
-                                seed), list(dict.fromkeys(["mean", *(methods or METHODS)]))
+    fold = patient_folds(members.patient, folds, seed)
+    names = list(dict.fromkeys(["mean", *(methods or METHODS)]))
     kl = np.stack([kl_rows(members.target, crossfit(METHODS[n], members, fold)) for n in names])
     found = patient_interval(kl[0] - kl, members.patient, reps, seed=seed)[:, :3]
     table = pd.DataFrame(found, names, ["gain", "low", "high"]).rename_axis("method")

@@ -79,8 +79,7 @@ def error_correlation(members: Members) -> pd.DataFrame:
 
 def leave_one_out(members: Members, reps: int = 2000, seed: int = 0) -> pd.DataFrame:
     """KL of the plain mean without each member and what it loses thereby (`loss` > 0: the member helps), with
-    a 95 %
-    interval over patients and a verdict. `DataError` for a single member."""
+    a 95 % interval over patients and a verdict. `DataError` for a single member."""
     M = len(members.names)
     if M < 2:
         raise DataError("one member cannot be left out", where="leave-one-out",

@@ -84,7 +84,7 @@ def legible(drawn: list) -> None:
         if marks > 48: ax.set_yticks([])
         elif marks > 24: ax.tick_params(axis="y", labelsize=3)
 
-
+# %% ../../nbs/10_evaluation/14_compare.ipynb #09353af9
 def compare(
     batch: dict,                 # one window, see `simulated_window`
     names: list = None,          # recipes or YAML files, default all

@@ -94,8 +94,8 @@ def coverage_part(target: np.ndarray, prob: np.ndarray, n_votes: np.ndarray, pat
     group, told = vote_groups(n_votes), []
     for p, color in zip(promised, ("#0072B2", "#E69F00", "#009E73"), strict=True):
         sets = crossfit_sets(prob, target, patient, p)
-        by = coverage_by(group, sets, target, patient,
-                         draws=500).reindex([g for g in group.cat.categories if (group == g).any()])
+        by = coverage_by(group, sets, target, patient, draws=500)
+        by = by.reindex([g for g in group.cat.categories if (group == g).any()])
         reach = np.abs(by[["low", "high"]].to_numpy(float).T - by.covered.to_numpy(float))
         ax.errorbar(by.index, by.covered.astype(float), yerr=reach, fmt="o", color=color, capsize=3)
         ax.axhline(p, color=color, lw=1, ls="--")

@@ -11,7 +11,7 @@ __all__ = ['WAYS', 'span', 'interval', 'versus', 'leaderboard_row', 'leaderboard
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
 
 from ..core import CLASSES, VOTES, DataError
 from . import page, plots
@@ -76,9 +76,8 @@ def reference_lines(found: list, truth: pd.DataFrame = None) -> dict:
     return lines | {"floor": (lowest.mean(), sure_mean(lowest, rows.n_votes) if sure.any() else None)}
 
 # %% ../../nbs/10_evaluation/08_leaderboard.ipynb #640a9193
-def leaderboard_picture(found: list, lines: dict) -> Figure:
-    """Axes: a line per recipe, KL on events with 10 votes or more (on all where there are none) with its
-    interval;
+def leaderboard_picture(found: list, lines: dict) -> Axes:
+    """A line per recipe, KL on events with 10 votes or more (on all where there are none) with its interval;
     dashed: mean vote and floor."""
     known = [r for r in found if r["oof"] is not None]
     sure = any((r["oof"].n_votes >= SURE_VOTES).any() for r in known)
@@ -137,8 +136,8 @@ def blended(members: Members, fit: dict) -> pd.DataFrame:
     return frame.assign(**dict(zip(CLASSES, prob.T, strict=True)))
 
 # %% ../../nbs/10_evaluation/08_leaderboard.ipynb #2475fbdc
-def correlation_picture(corr: pd.DataFrame) -> Figure:
-    "Axes: the correlation of errors between members as a square of numbers."
+def correlation_picture(corr: pd.DataFrame) -> Axes:
+    "The correlation of errors between members as a square of numbers."
     n = len(corr)
     ax = plt.subplots(figsize=(2.2 + .42 * n, 1.6 + .36 * n), layout="constrained")[1]
     ax.imshow(corr, vmin=0, vmax=1, cmap="cividis")
@@ -158,7 +157,7 @@ WAYS = {"mean": "equal parts", "weights": "weights on the probabilities",
         "shrunk": "weights, temperature and bias together, drawn towards equal parts"}
 
 # %% ../../nbs/10_evaluation/08_leaderboard.ipynb #e9fd5a2b
-def member_table(members: Members, fit: dict) -> str:
+def member_table(members: Members, fit: dict) -> pd.DataFrame:
     "Cells: each member alone, its weight, how much the weight moves, and what is lost without it."
     alone = leave_one_out(members)
     moves = {n: "–".join(f"{v:.2f}" for v in s) for n, s in fit["spread"].items()}
@@ -168,10 +167,10 @@ def member_table(members: Members, fit: dict) -> str:
                          "loss without it": interval_cells(alone, "loss"), "verdict": alone.verdict.tolist()})
 
 
-def method_table(table: pd.DataFrame) -> str:
+def method_table(table: pd.DataFrame) -> pd.DataFrame:
     "Cells: each way of blending, its KL and its gain over the mean."
-    gain = [None if m == "mean" else c for m,
-            c in zip(table.index, interval_cells(table, "gain"), strict=True)]
+    gains = zip(table.index, interval_cells(table, "gain"), strict=True)
+    gain = [None if m == "mean" else cell for m, cell in gains]
     return pd.DataFrame({"method": table.index, "KL": table.kl.to_numpy(float), "gain over the mean": gain,
                          "what it is": [WAYS.get(m) for m in table.index]})
 

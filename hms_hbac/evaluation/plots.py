@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLORS', 'NAMES', 'LABEL_COLOR', 'axes', 'page_signal', 'eeg_page', 'scale_bar', 'panels', 'votes', 'history',
            'oof_arrays', 'reliability', 'error_by_votes', 'confusion', 'card_axes', 'small_panels', 'event_card',
-           'extremes', 'small_page', 'event_grid']
+           'extremes']
 
 # %% ../../nbs/10_evaluation/06_plots.ipynb #d4c3ee5e
 from collections.abc import Sequence
@@ -65,8 +65,8 @@ def _rows_of(labels):
 def eeg_page(signal: np.ndarray, start: float = 0.0, seconds: float = 20.0, gain: float = 100.0,
              low: float = 0.5, high: float = 40.0, derivations: str | Sequence = "banana",
              label: tuple | None = None, ax: Axes | None = None) -> Axes:
-    """The EEG as a page: `signal` (20, T) in µV, `seconds` from `start` on; a row is `gain` µV high, negative
-    is up. `label` = (from, to) in s shades what the votes speak of; band-pass `low` to `high` Hz."""
+    """The EEG as a page: `signal` (20, T) in µV, `seconds` from `start` on; a row is `gain` µV high,
+    negative is up. `label` = (from, to) in s shades what the votes speak of; band-pass `low` to `high` Hz."""
     ax = axes(ax, figsize=(9, 5))
     labels, x = montage(derivations).labels, page_signal(signal, derivations, low, high)
     a, b = int(round(start * EEG_RATE)), int(round((start + seconds) * EEG_RATE))
@@ -240,14 +240,13 @@ def event_card(
 ) -> Figure:
     "Figure of one event: EEG page, four panels with the label marked, votes against the prediction."
     middle, half = event.eeg_offset + 25, LABEL_SECONDS / 2
-    signal, spectrogram = comp.read_eeg(event.eeg_id,
-                                        split).signal, comp.read_spectrogram(event.spectrogram_id, split)
+    signal = comp.read_eeg(event.eeg_id, split).signal
+    spectrogram = comp.read_spectrogram(event.spectrogram_id, split)
     fig, page, rows, bars = card_axes(tall)
     eeg_page(signal, middle - seconds / 2, seconds, gain, label=(middle - half, middle + half), ax=page)
-    at, first = event.spectrogram_offset + 300, int(spectrogram_row(event.spectrogram_offset,
-                                                                    spectrogram.start_s))
-    # where the window's first column begins
-    start = spectrogram.start_s + (first - .5) * SPEC_STEP
+    at = event.spectrogram_offset + 300
+    first = int(spectrogram_row(event.spectrogram_offset, spectrogram.start_s))
+    start = spectrogram.start_s + (first - .5) * SPEC_STEP         # where the window's first column begins
     panels(cut_spectrogram(spectrogram.power, first), (at - half, at + half), start, rows)
     if tall: small_panels(rows)
     target = event[list(VOTES)].to_numpy(float)
@@ -265,36 +264,3 @@ def extremes(oof: pd.DataFrame, n: int = 12) -> tuple[pd.DataFrame, pd.DataFrame
     worst = table.iloc[::-1].drop_duplicates("eeg_id").head(min(n, max(1, table.eeg_id.nunique() // 2)))
     best = table[~table.eeg_id.isin(worst.eeg_id)].drop_duplicates("eeg_id").head(n)
     return best, worst
-
-
-def small_page(comp: Competition, e: pd.Series, ax: Axes, seconds: float, gain: float) -> None:
-    "The voted seconds of one event on `ax`: eight derivations, `gain` µV apart."
-    chains = [("Fp1", "F3"), ("F3", "C3"), ("C3", "P3"), ("P3", "O1"),
-              ("Fp2", "F4"), ("F4", "C4"), ("C4", "P4"), ("P4", "O2")]
-    x = page_signal(comp.read_eeg(e.eeg_id).signal, chains)
-    a = int((e.eeg_offset + 25 - seconds / 2) * EEG_RATE)
-    for i, trace in enumerate(x[:, a:a + int(seconds * EEG_RATE)]):
-        ax.plot(-i - np.clip(trace / gain, -1.5, 1.5), lw=.4, color="0.1")
-    ax.set_title(f"{NAMES[e.consensus]}, EEG {e.eeg_id}", fontsize=7)
-
-# %% ../../nbs/10_evaluation/06_plots.ipynb #2b0d2b8e
-def event_grid(comp: Competition, table: pd.DataFrame, events: pd.DataFrame, columns: int = 3,
-               seconds: float = 10.0, gain: float = 150.0) -> Figure:
-    """Small pictures of the events of `table` (the worst of `extremes`): both parasagittal chains over the
-    voted seconds, and the bars."""
-    lines = -(-len(table) // columns)
-    fig, axs = plt.subplots(lines, 2 * columns, figsize=(3.5 * columns, 1.35 * lines),
-                            width_ratios=(1.7, 1) * columns, squeeze=False, layout="constrained")
-    for ax in axs.flat: ax.axis("off")
-    for i, (_, r) in enumerate(table.iterrows()):
-        page, bars = axs[i // columns, 2 * (i % columns):2 * (i % columns) + 2]
-        e = events[events.event_id == r.event_id].iloc[0]
-        small_page(comp, e, page, seconds, gain)
-        target, prob = oof_arrays(table.iloc[[i]])
-        bars.bar(range(6), target[0], color=list(COLORS.values()))
-        bars.bar(range(6), -prob[0], color=list(COLORS.values()), alpha=.45, hatch="///", edgecolor="white")
-        bars.set(ylim=(-1, 1))
-        bars.set_title(f"KL {r.error:.1f}, {int(r.n_votes)} vote{'s' if r.n_votes > 1 else ''}", fontsize=7)
-    fig.suptitle(f"{seconds:g} s of EEG, from Fp1-F3 to P4-O2, rows {gain:g} µV apart; "
-                 "shares of votes upward, predicted downward (hatched)", fontsize=7)
-    return fig

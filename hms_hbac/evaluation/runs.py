@@ -28,8 +28,7 @@ from hms_hbac.training.oof import (
 
 # %% ../../nbs/10_evaluation/01_runs.ipynb #38f698a7
 KINDS = {"status": str, "data": str, "data_path": str, "command": (str, list), "notes": list,
-         "versions": dict,
-         "fold": int, "wall_seconds": (int, float), "samples_per_s": (int, float)}
+         "versions": dict, "fold": int, "wall_seconds": (int, float), "samples_per_s": (int, float)}
 
 
 def read_part(read: Callable, file: Path) -> Any:
@@ -177,9 +176,8 @@ def run_table(
     """The recipes in `runs`, best first: folds, open, events, kl, kl_10 and their floor, wall_s,
     samples_per_s.
 
-    `vs_best`, `low`, `high`: KL minus the best row's on common events, with its 95 % interval over patients,
-    as in
-    the report. `DataError` where there is no run, or where an event stands in two folds."""
+    `vs_best`, `low`, `high`: KL minus the best row's on common events, with its 95 % interval over patients.
+    `DataError` where there is no run, or where an event stands in two folds."""
     found = [read_run(r) for r in recipe_folders(runs)]
     if not found:
         raise DataError("no runs here", where=runs, cure="name the folder that was given to train as --runs")

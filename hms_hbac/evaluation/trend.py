@@ -33,7 +33,7 @@ def trend_bytes(reading: Reading) -> bytes:
     prob = np.round(255 * np.nan_to_num(reading.prob)).clip(0, 255).astype(np.uint8)
     return np.c_[prob, np.where(reading.valid, 0, 255).astype(np.uint8)].tobytes()
 
-
+# %% ../../nbs/10_evaluation/16_trend.ipynb #d9e9b9c3
 def power_png(power: np.ndarray) -> bytes:
     "(4, 100, S) as a PNG of 200 rows, `PANELS` from the top, high frequencies up, in viridis."
     from PIL import Image
@@ -84,6 +84,10 @@ TREND += """
   };
   const row = t => Math.min(Math.max(Math.floor((t - data.first) / data.step + .5), 0), n);
   const rows = (a, b) => [row(a), row(b)];
+"""
+
+# %% ../../nbs/10_evaluation/16_trend.ipynb #cb601126
+TREND += """
   const draw = () => {
     const ratio = window.devicePixelRatio || 1, width = canvas.clientWidth, height = canvas.clientHeight;
     canvas.width = width * ratio;
@@ -125,6 +129,10 @@ TREND += """
       brush.fillRect(x, top, 1, 5);
       brush.fillText(text, Math.min(Math.max(x - half, 0), width - 2 * half), top + 17);
     }
+"""
+
+# %% ../../nbs/10_evaluation/16_trend.ipynb #1b283c0c
+TREND += """
     data.panels.forEach((name, i) => {
       const y = low + (height - low) * i / 4;
       brush.fillStyle = "#fff";
@@ -162,6 +170,10 @@ TREND += """
   });
   canvas.addEventListener("pointercancel", () => { from = null; draw(); });
   canvas.addEventListener("dblclick", () => show(...full));
+"""
+
+# %% ../../nbs/10_evaluation/16_trend.ipynb #6568348a
+TREND += """
   const move = part => show(view[0] + part * (view[1] - view[0]), view[1] + part * (view[1] - view[0]));
   const zoom = f => {
     const m = (view[0] + view[1]) / 2, r = (view[1] - view[0]) / 2 * f;
@@ -193,7 +205,7 @@ BUTTONS = (("whole", "whole"), ("in", "+"), ("out", "−"), ("back", "◀"), ("o
 SPOKEN = {"whole": "the whole recording", "in": "zoom in", "out": "zoom out", "back": "earlier",
           "on": "later"}
 
-
+# %% ../../nbs/10_evaluation/16_trend.ipynb #55c2e598
 def clock_offset(reading: Reading) -> float:
     "Seconds from midnight to the start of the recording, 0 where the header does not tell."
     start = reading.about.get("recording", {}).get("start")

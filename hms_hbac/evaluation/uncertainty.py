@@ -155,8 +155,7 @@ def kl_parts(
     mixture: Mixture = None,  # what is known of raters; None: the package's
 ) -> pd.DataFrame:
     """Per row: kl, its parts `few_votes` and `miss` (both may be negative in a row, not on average), and
-    `disagreement`,
-    the expected entropy of all raters' shares."""
+    `disagreement`, the expected entropy of all raters' shares."""
     counts = np.asarray(target) * np.asarray(n_votes)[:, None]
     disagreement = posterior_entropy(counts, ready_mixture() if mixture is None else mixture)
     kl, few = kl_rows(target, prob), disagreement - entropy(target)

@@ -26,11 +26,8 @@ def print_scores(scored: dict, patients: Sequence) -> None:
         if not len(rows): continue
         mean, low, high = patient_interval(ours, patients[rows])[:3]
         print(f"{k:5d}  {len(rows):8d}  {mean:.4f} ({low:.4f} to {high:.4f})  {plain.mean():27.4f}")
-    print(
-        " ".join(
-            f"kl_k{k}={ours.mean() if len(ours) else float('nan'):.4f}" for k, (_, ours, _) in scored.items()
-        )
-    )
+    means = {k: ours.mean() if len(ours) else float("nan") for k, (_, ours, _) in scored.items()}
+    print(" ".join(f"kl_k{k}={mean:.4f}" for k, mean in means.items()))
 
 # %% ../../nbs/10_evaluation/13_votes_commands.ipynb #7c99c818
 @votes_app.command()

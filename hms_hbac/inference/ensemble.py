@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['row_fault', 'read_csv', 'read_member', 'check_submission', 'id_faults', 'short_names', 'gather', 'lacking',
-           'blend_frames', 'ensemble', 'apply_weights']
+           'blend_frames', 'ensemble']
 
 # %% ../../nbs/09_inference/07_ensemble.ipynb #7cf8891a
 from collections.abc import Iterable
@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..core import VOTES, HmsError, RecipeError, SubmissionError
+from ..core import VOTES, HmsError, SubmissionError
 from ..data.competition import Competition
 from .outputs import check_output, prior_of, report_row, summary, write_outputs
-from .pooling import checked_weights, pool, read_weights
+from .pooling import checked_weights, pool
 from .rows import plain_id, test_ids
 
 # %% ../../nbs/09_inference/07_ensemble.ipynb #cb974f3c
@@ -125,7 +125,6 @@ def ensemble(members: dict,                    # {submission file: weight}
              comp: Path | str | None = None,   # competition folder; its test.csv then decides rows and order
              prior: np.ndarray | None = None,  # (6,) for rows that nobody predicts; None: train.csv's
              how: dict | None = None,          # further arguments of `pool`, as in a weights file
-             lost: Iterable[dict] = (),        # report rows of members that have no file
              ) -> int:
     """Blend submission files into `out`: 0, or 3 when its report names rows or members.
 
@@ -138,26 +137,10 @@ def ensemble(members: dict,                    # {submission file: weight}
     if not frames and comp is None:
         raise SubmissionError(report[0]["reason"], where=report[0]["member"], cure="no member could be read")
     if ids is None: ids = list(dict.fromkeys(i for f in frames.values() for i in f.index))
-    report = [*lost, *report, *lacking(frames, faults, ids, weights)]
+    report += lacking(frames, faults, ids, weights)
     if prior is None: prior = prior_of(comp)
     prob, bare = blend_frames(frames, weights, ids, prior, how or {})
     report += bare
     write_outputs(ids, prob, report, out)
     for line in summary(report, len(ids)): print(line)
     return 3 if report else 0
-
-# %% ../../nbs/09_inference/07_ensemble.ipynb #b13ca907
-def apply_weights(weights: Path | str,  # file of fit-weights
-                  files: dict,          # {member name: submission file}
-                  out: Path | str, comp: Path | str | None = None, prior: np.ndarray | None = None) -> int:
-    "Blend by a file of weights; a member without a file counts as lost. Returns the status of `ensemble`."
-    doc = read_weights(weights)
-    strange = sorted(set(files) - set(doc["weights"]))
-    if strange:
-        known = ", ".join(doc["weights"])
-        raise RecipeError(f"no member {', '.join(strange)}", where=weights, cure=f"its members are {known}")
-    wanted = {m: w for m, w in doc["weights"].items() if w > 0}
-    lost = [report_row("no file of it", m, used="the other members") for m in wanted if m not in files]
-    if len(lost) == len(wanted): raise SubmissionError("no member has a file", where=weights)
-    members = {files[m]: w for m, w in wanted.items() if m in files}
-    return ensemble(members, out, comp, prior, doc["how"], lost)

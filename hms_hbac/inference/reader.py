@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Setup', 'answer_table', 'answer_piece', 'stream_print', 'about_models', 'save_piece', 'load_piece', 'Reading',
-           'read_pieces', 'preset_runs', 'Reader', 'identity', 'claim', 'readable', 'read', 'answer', 'gather']
+           'read_pieces', 'preset_runs', 'Reader', 'identity', 'claim', 'readable', 'answer', 'gather', 'read']
 
 # %% ../../nbs/09_inference/10_reader.ipynb #391361f4
 import hashlib
@@ -22,7 +22,6 @@ from hms_hbac.core import (
     CLASSES,
     EEG_RATE,
     SPEC_STEPS,
-    VOTES,
     DataError,
     HmsError,
     atomic_write,
@@ -31,23 +30,12 @@ from hms_hbac.core import (
 )
 from ..data.recordings import locked
 from ..data.stream import Stream, open_recording
+from . import sliding
 from .members import Crew, find_runs, load_crew
 from .outputs import report_row
 from .pooling import pool, read_threshold
 from .predict import Answers, add_batch, blend_of, uncertainty_table
 from .presets import PRESETS, preset
-from hms_hbac.inference.sliding import (
-    Piece,
-    Rows,
-    drawers,
-    middles,
-    piece_batch,
-    piece_power,
-    pieces_of,
-    quality_table,
-    read_piece,
-    window_starts,
-)
 from ..training.batches import Prefetch
 from ..training.machine import keep_memory
 
@@ -70,26 +58,26 @@ class Setup:
         "Whether a member looks at the EEG whose picture is not `drawn` already."
         return any("eeg" in m.needs and m.picture not in drawn for m in self.crew.members)
 
-
+# %% ../../nbs/09_inference/10_reader.ipynb #c7fc032c
 def answer_table(setup: Setup, answers: Answers, times: np.ndarray) -> pd.DataFrame:
     "Times, classes, entropy, disagreement, fold models, and set of each window."
     each = [(setup.weights or {}).get(g, 1.) for g in answers.groups]
     prob = np.full((len(times), len(CLASSES)), np.nan)
     if sum(each) > 0: prob = pool(answers.means()[0], each, **setup.how)
     frame = uncertainty_table(answers, list(times), prob, setup.weights, setup.threshold)
-    frame = frame.rename(columns={"eeg_id": "time", **dict(zip(VOTES, CLASSES, strict=True))})
+    frame = frame.rename(columns={"eeg_id": "time"}).rename(columns=lambda c: c.removesuffix("_vote"))
     if setup.threshold is not None: frame.loc[np.isnan(prob).any(1), "set"] = ""
     return frame.astype({"time": float})
 
 # %% ../../nbs/09_inference/10_reader.ipynb #1b6ac44a
-def answer_piece(setup: Setup, batches: Iterable, piece: Piece) -> tuple[pd.DataFrame, list]:
+def answer_piece(setup: Setup, batches: Iterable, piece: sliding.Piece) -> tuple[pd.DataFrame, list]:
     "The table of a piece's windows, and report rows; `batches` are those of `piece_batch`."
-    times = middles(piece.starts)
+    times = sliding.middles(piece.starts)
     answers, limit = Answers.empty(setup.crew.groups, len(times)), {"size": setup.batch_size}
     names = [f"{t:.3f} s" for t in times]
     for batch in batches: add_batch(setup.crew, answers, batch, limit, names)
     table = answer_table(setup, answers, times)
-    return pd.concat([table, quality_table(piece)], axis=1), answers.report
+    return pd.concat([table, sliding.quality_table(piece)], axis=1), answers.report
 
 # %% ../../nbs/09_inference/10_reader.ipynb #96967c31
 def stream_print(stream: Stream) -> dict:
@@ -147,6 +135,7 @@ class Reading:
     def prob(self) -> np.ndarray:
         "(windows, 6) probabilities, NaN where nobody answered."
         return self.table[list(CLASSES)].to_numpy()
+
     @property
     def valid(self) -> np.ndarray:
         "(windows,) bool: answered, and not a bad stretch."
@@ -160,16 +149,16 @@ def read_pieces(setup: Setup, stream: Stream, starts: np.ndarray,
                 ) -> None:
     "Read and answer the pieces `todo`, one after the other."
     recorded = np.array([c not in stream.plan.missing for c in CHANNELS[:19]])
-    rows, last = Rows(stream), {}
+    rows, last = sliding.Rows(stream), {}
     def chunks(windows): return range(0, len(windows), setup.batch_size)
     def make(job):
         (number, windows, _), a = job
         if last.get("number") != number:
-            piece = read_piece(stream, starts, windows.start, windows.stop, recorded)
-            last.update(number=number, piece=piece, draw=drawers(setup.crew, piece.eeg))
+            piece = sliding.read_piece(stream, starts, windows.start, windows.stop, recorded)
+            last.update(number=number, piece=piece, draw=sliding.drawers(setup.crew, piece.eeg))
         some = range(a, min(a + setup.batch_size, len(windows)))
         piece, draw = last["piece"], last["draw"]
-        return piece, piece_batch(piece, rows, some, setup.eeg(draw), setup.steps, draw)
+        return piece, sliding.piece_batch(piece, rows, some, setup.eeg(draw), setup.steps, draw)
     reader = Prefetch([(job, a) for job in todo for a in chunks(job[1])], make, depth=2)
     def batches(first, more):
         for _, batch in itertools.chain([first], itertools.islice(reader, more)):
@@ -179,7 +168,7 @@ def read_pieces(setup: Setup, stream: Stream, starts: np.ndarray,
         for number, windows, end in todo:
             first = next(reader)
             answered = answer_piece(setup, batches(first, len(chunks(windows)) - 1), first[0])
-            done(number, *answered, piece_power(rows, number, end))
+            done(number, *answered, sliding.piece_power(rows, number, end))
     finally: reader.close()
 
 # %% ../../nbs/09_inference/10_reader.ipynb #93396f40
@@ -192,7 +181,7 @@ def preset_runs(name: str, runs: str | Path) -> tuple[dict, list, list]:
     lost = [report_row("no run of it", m) for m in weights if m not in there]
     return {m: weights[m] for m in there}, [Path(runs)/m for m in there], lost
 
-
+# %% ../../nbs/09_inference/10_reader.ipynb #0b43b737
 class Reader:
     "Trained runs that read recordings: `Reader(runs).read(raw)` gives a `Reading`."
     def __init__(self,
@@ -213,7 +202,7 @@ class Reader:
         self.step, self.notch, self.gaps, self.tta = step, notch, gaps, tta
         self.setup = Setup(crew, weights, how, threshold, batch_size, lost + unmatched + crew.lost)
         self.models = about_models(crew, list(find_runs(runs)))
-        window_starts(10**6, step)
+        sliding.window_starts(10**6, step)
 
 # %% ../../nbs/09_inference/10_reader.ipynb #26c49825
 def identity(self: Reader, stream: Stream) -> dict:
@@ -224,7 +213,7 @@ def identity(self: Reader, stream: Stream) -> dict:
             "batch_size": s.batch_size, "weights": s.weights, "how": s.how, "sets": threshold,
             "models": [[m["folder"], m["weights"]] for m in self.models]}
 
-
+# %% ../../nbs/09_inference/10_reader.ipynb #a426dac8
 def claim(out: Path, told: dict) -> Path:
     "The folder of a reading's pieces; `DataError` where `out` holds a reading of something else."
     out.mkdir(parents=True, exist_ok=True)
@@ -248,22 +237,6 @@ def readable(path: Path) -> bool:
     except Exception: return False              # whatever a broken file makes numpy raise: it is read anew
 
 # %% ../../nbs/09_inference/10_reader.ipynb #52b32058
-def read(self: Reader,
-         what: object,                         # a path, an mne.io.Raw, (array, names, rate), or a `Stream`
-         out: str | Path | None = None,        # folder that keeps pieces; a killed reading goes on from there
-         progress: bool = True) -> Reading:
-    "Read a recording; `DataError` says why it is refused."
-    stream = open_recording(what, self.gaps, self.notch)
-    if self.setup.crew.device.type == "cpu": keep_memory()
-    starts = window_starts(stream.samples, self.step)
-    told, pieces = identity(self, stream), pieces_of(len(starts), self.step)
-    if out is None: return gather(self, stream, told, *answer(self, stream, starts, pieces, None, progress))
-    Path(out).mkdir(parents=True, exist_ok=True)
-    with locked(Path(out), progress):
-        parts = answer(self, stream, starts, pieces, claim(Path(out), told), progress)
-        return gather(self, stream, told, *parts)
-
-
 def answer(self: Reader, stream: Stream, starts: np.ndarray, pieces: list, folder: Path | None,
            progress: bool) -> tuple:
     "(tables, powers, reports) of all pieces, those that lie in `folder` from there."
@@ -290,6 +263,22 @@ def gather(self: Reader, stream: Stream, told: dict, tables: tuple, powers: tupl
     about = told | {"models": self.models, "recording": told["recording"] | here}
     power = np.concatenate(powers, -1)
     return Reading(table, power, self.step, stream.seconds, stream.flags, report, about, stream)
+
+# %% ../../nbs/09_inference/10_reader.ipynb #2b40f085
+def read(self: Reader,
+         what: object,                         # a path, an mne.io.Raw, (array, names, rate), or a `Stream`
+         out: str | Path | None = None,        # folder that keeps pieces; a killed reading goes on from there
+         progress: bool = True) -> Reading:
+    "Read a recording; `DataError` says why it is refused."
+    stream = open_recording(what, self.gaps, self.notch)
+    if self.setup.crew.device.type == "cpu": keep_memory()
+    starts = sliding.window_starts(stream.samples, self.step)
+    told, pieces = identity(self, stream), sliding.pieces_of(len(starts), self.step)
+    if out is None: return gather(self, stream, told, *answer(self, stream, starts, pieces, None, progress))
+    Path(out).mkdir(parents=True, exist_ok=True)
+    with locked(Path(out), progress):
+        parts = answer(self, stream, starts, pieces, claim(Path(out), told), progress)
+        return gather(self, stream, told, *parts)
 
 
 Reader.read = read

@@ -118,11 +118,9 @@ def push_kernel(
     lost = {kind: list(getattr(got, field, None) or []) for kind, field in INVALID.items()}
     names = "; ".join(f"{kind} {', '.join(map(str, refs))}" for kind, refs in lost.items() if refs)
     if not names: return ref, got.version_number, got.url
-    raise KaggleError(
-        f"version {got.version_number} was saved WITHOUT {names}, which the server does not know",
-        where=ref,
-        cure=f"stop that run at {got.url}; push the source first and wait for it, or correct its name",
-    )
+    what = f"version {got.version_number} was saved WITHOUT {names}, which the server does not know"
+    cure = f"stop that run at {got.url}; push the source first and wait for it, or correct its name"
+    raise KaggleError(what, where=ref, cure=cure)
 
 # %% ../../nbs/11_kaggle/07_client.ipynb #c97fb584
 def accepted(ref: str, got: object, fine: bool) -> None:
@@ -137,21 +135,16 @@ def verified(folder: Path, ref: str) -> None:
     faults = verify(folder)
     if not faults: return
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-    raise KaggleError(
-        faults[0] + more,
-        where=ref,
-        cure="fill the folder anew with `hms-hbac kaggle wheel` or `hms-hbac kaggle weights RUNS`",
-    )
+    cure = "fill the folder anew with `hms-hbac kaggle wheel` or `hms-hbac kaggle weights RUNS`"
+    raise KaggleError(faults[0] + more, where=ref, cure=cure)
 
 
 def dataset_files(folder: Path) -> list[str]:
     "Names that the client uploads: files, and folders as archives."
-    found = [
-        p for p in Path(folder).iterdir() if p.name != "dataset-metadata.json" and not p.name.startswith(".")
-    ]
-    return sorted(p.name + (".zip" if p.is_dir() else "") for p in found)
+    found = [p for p in Path(folder).iterdir() if not p.name.startswith(".")]
+    return sorted(p.name + (".zip" if p.is_dir() else "") for p in found if p.name != "dataset-metadata.json")
 
-
+# %% ../../nbs/11_kaggle/07_client.ipynb #33927a2a
 def dataset_known(api: object, ref: str) -> bool:
     "True where the server knows the dataset `ref`."
     import requests
@@ -224,11 +217,8 @@ def payload(folder: Path) -> dict:
     meta = read_json(folder/f"{kind}-metadata.json")
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "dataset-metadata.json")
     if kind == "kernel": files = [folder/meta["code_file"]]
-    rows = [
-        {"name": p.relative_to(folder).as_posix(), "bytes": p.stat().st_size, "sha256": sha256(p)}
-        for p in files
-    ]
-    return {"kind": kind, "metadata": meta, "files": rows}
+    def row(p): return dict(name=p.relative_to(folder).as_posix(), bytes=p.stat().st_size, sha256=sha256(p))
+    return {"kind": kind, "metadata": meta, "files": [row(p) for p in files]}
 
 # %% ../../nbs/11_kaggle/07_client.ipynb #79b54dc8
 def push(

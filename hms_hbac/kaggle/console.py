@@ -58,7 +58,7 @@ def system_fault(e: OSError) -> tuple[str, str]:
     else: what = e.strerror or first_line(e)
     return what, CURES.get(number, "check the path and the disk")
 
-
+# %% ../../nbs/11_kaggle/11_console.ipynb #38cddcb4
 def fault(e: BaseException) -> str:
     "What is printed for an error: what it was, and what helps."
     if isinstance(e, RuntimeError) and "Symlink loop" in str(e):      # pathlib's, before Python 3.13
@@ -101,7 +101,7 @@ def ended_by_signals() -> Iterator[None]:
 # %% ../../nbs/11_kaggle/11_console.ipynb #9831eb4c
 CLICK = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
-
+# %% ../../nbs/11_kaggle/11_console.ipynb #9d7c38a5
 class Commands(typer.core.TyperGroup):
     "A command group in which every error ends as one message and status 1; a traceback comes with `--debug`."
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

@@ -161,10 +161,8 @@ def why_kept(
     if not mine: return "its manifest cannot be read"
     if other: return f"it is another run (its {other[0]} differs)"
     if mine.get("status") == "finished": return "it is finished"
-    ahead = theirs.get("status") != "finished" and int(mine.get("updates") or 0) > int(
-        theirs.get("updates") or 0
-    )
-    return "it got further" if ahead else ""
+    done, brought = (int(m.get("updates") or 0) for m in (mine, theirs))
+    return "it got further" if theirs.get("status") != "finished" and done > brought else ""
 
 # %% ../../nbs/11_kaggle/08_fetch.ipynb #ec3a565a
 def same_files(a: Path, b: Path) -> bool:
@@ -207,11 +205,8 @@ def settle(
     for fold in folds:
         where, why = swap_in(into/fold, Path(runs)/fold, beside/fold)
         if why: print(f"{Path(runs)/fold} stays, {why}; what was brought lies in {where}", file=sys.stderr)
-        out += [
-            (where / PurePosixPath(n).relative_to(fold), size)
-            for n, size in got.items()
-            if n.startswith(f"{fold}/")
-        ]
+        mine = {n: size for n, size in got.items() if n.startswith(f"{fold}/")}
+        out += [(where / PurePosixPath(n).relative_to(fold), size) for n, size in mine.items()]
     for name, size in got.items():
         if any(name.startswith(f"{fold}/") for fold in folds): continue
         (Path(runs)/name).parent.mkdir(parents=True, exist_ok=True)

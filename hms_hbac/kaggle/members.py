@@ -52,10 +52,8 @@ def run_notebook(
     expendable(parent)
     shell, status = InteractiveShell.instance(config=Config({"HistoryManager": {"enabled": False}})), 0
     shell.run_line_magic("colors", "NoColor")
-    cells = [
-        c for c in json.loads(Path(path).read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"
-    ]
-    for n, cell in enumerate(cells):
+    cells = json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
+    for n, cell in enumerate(c for c in cells if c["cell_type"] == "code"):
         done = shell.run_cell("".join(cell["source"]))
         if done.success: continue
         e = done.error_before_exec or done.error_in_exec
@@ -86,9 +84,8 @@ def run_member(
         finally: end(child)
     if code is None: return f"ran past its limit of {limit:.0f} s and was killed"
     if code < 0:
-        return f"killed by signal {-code}" + (
-            ", most likely out of memory" if code == -signal.SIGKILL else ""
-        )
+        why = ", most likely out of memory" if code == -signal.SIGKILL else ""
+        return f"killed by signal {-code}{why}"
     return last_line(folder/"log.txt") if code else answer_fault(folder/"submission.csv", comp)
 
 # %% ../../nbs/11_kaggle/06_members.ipynb #feaca112
@@ -147,10 +144,8 @@ def verdict(table: pd.DataFrame, out: Path = "submission.csv") -> str:
     bad = table[table.state != "ok"]
     if len(bad) == len(table):
         return f"WARNING: ALL {len(table)} MEMBERS FAILED. {out} holds the prior; do not submit it."
-    if len(bad):
-        return (
-            f"WARNING: {len(bad)} of {len(table)} members failed; the others' weights were brought to sum 1."
-        )
+    failed = f"{len(bad)} of {len(table)} members failed"
+    if len(bad): return f"WARNING: {failed}; the others' weights were brought to sum 1."
     return f"all {len(table)} members are in {out}"
 
 # %% ../../nbs/11_kaggle/06_members.ipynb #51fea9da

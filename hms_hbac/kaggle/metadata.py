@@ -6,7 +6,8 @@
 __all__ = ['OWNER', 'WEIGHTS', 'MODEL_HANDLE', 'SHAPES', 'SLUG', 'NAME', 'SOURCE', 'MODEL', 'SWITCH', 'KERNEL_KEYS',
            'KERNEL_NEEDS', 'DATASET_KEYS', 'DATASET_NEEDS', 'slugify', 'matches', 'text', 'one_of', 'boolean', 'whole',
            'every', 'one_license', 'resources', 'key_faults', 'agree_faults', 'read_notebook', 'code_faults',
-           'source_faults', 'folder_faults', 'check', 'with_model', 'first_fault', 'staged', 'link_or_copy']
+           'source_faults', 'missing_files', 'folder_faults', 'check', 'with_model', 'first_fault', 'staged',
+           'link_or_copy']
 
 # %% ../../nbs/11_kaggle/02_metadata.ipynb #24908ca3
 import difflib
@@ -155,11 +156,8 @@ def read_notebook(path: Path) -> tuple:
     try: nb = json.loads(path.read_text(encoding="utf-8"))
     except OSError: return None, f"there is no {path.name}"
     except (ValueError, RecursionError) as e: return None, f"{path.name} is no notebook ({e})"
-    fine = (
-        isinstance(nb, dict)
-        and isinstance(nb.get("cells"), list)
-        and all(isinstance(c, dict) for c in nb["cells"])
-    )
+    cells = nb.get("cells") if isinstance(nb, dict) else None
+    fine = isinstance(cells, list) and all(isinstance(c, dict) for c in cells)
     return (nb, "") if fine else (None, f"{path.name} is no notebook (it has no list of cells)")
 
 # %% ../../nbs/11_kaggle/02_metadata.ipynb #894fd76c
@@ -177,9 +175,8 @@ def code_faults(meta: dict, folder: Path) -> list[tuple]:
     if not isinstance(meta_nb.get("kernelspec"), dict) or not meta_nb["kernelspec"].get("name"):
         out.append(("code_file", f"{name} names no kernelspec, and fails on Kaggle before its first cell",
                     "save it from Jupyter, or add metadata.kernelspec"))
-    return out + source_faults(
-        meta, "\n".join("".join(c.get("source", "")) for c in nb["cells"] if c.get("cell_type") == "code")
-    )
+    code = ["".join(c.get("source", "")) for c in nb["cells"] if c.get("cell_type") == "code"]
+    return out + source_faults(meta, "\n".join(code))
 
 # %% ../../nbs/11_kaggle/02_metadata.ipynb #14b53c15
 def source_faults(
@@ -205,33 +202,32 @@ def source_faults(
     return out
 
 # %% ../../nbs/11_kaggle/02_metadata.ipynb #cc7e737e
+def missing_files(folder: Path, meta: dict) -> list[tuple]:
+    "Faults (key, what, cure): resources of a dataset's metadata that are not there."
+    named = meta.get("resources", [])
+    named = [r["path"] for r in named] if resources(named) else []
+    gone = [p for p in named if not (folder/p).is_file()]
+    return [("resources", f"{p} does not exist", "remove it, or make the file") for p in gone]
+
+# %% ../../nbs/11_kaggle/02_metadata.ipynb #89c1699c
 def folder_faults(folder: Path) -> list[dict]:
     "All faults of a kernel's or dataset's folder: dicts file, key, what, cure."
     folder = Path(folder)
-    name = next(
-        (f"{k}-metadata.json" for k in ("kernel", "dataset") if (folder/f"{k}-metadata.json").is_file()),
-        None,
-    )
-    if name is None:
+    names = [n for n in ("kernel-metadata.json", "dataset-metadata.json") if (folder/n).is_file()]
+    if not names:
         what = "neither kernel-metadata.json nor dataset-metadata.json"
         return [dict(file=str(folder), key="-", what=what, cure="name a folder of kaggle_kernels/")]
-    try: meta, found = read_json(folder/name), []
+    try: meta, found = read_json(folder/names[0]), []
     except (HmsError, OSError, RecursionError) as e:
         meta, found = {}, [("-", getattr(e, "what", str(e)), "correct the JSON")]
     if found: pass
     elif not isinstance(meta, dict):
         found = [("-", "is not a mapping of keys", "write { ... }")]
-    elif name.startswith("kernel"):
+    elif names[0].startswith("kernel"):
         found = key_faults(meta, KERNEL_KEYS, KERNEL_NEEDS) + agree_faults(meta) + code_faults(meta, folder)
     else:
-        found = key_faults(meta, DATASET_KEYS, DATASET_NEEDS)
-        named = [r["path"] for r in meta.get("resources", [])] if resources(meta.get("resources", [])) else []
-        found += [
-            ("resources", f"{p} does not exist", "remove it, or make the file")
-            for p in named
-            if not (folder/p).is_file()
-        ]
-    return [dict(file=str(folder/name), key=k, what=w, cure=c) for k, w, c in found]
+        found = key_faults(meta, DATASET_KEYS, DATASET_NEEDS) + missing_files(folder, meta)
+    return [dict(file=str(folder/names[0]), key=k, what=w, cure=c) for k, w, c in found]
 
 # %% ../../nbs/11_kaggle/02_metadata.ipynb #8da3929d
 def check(folders: Iterable[Path]) -> pd.DataFrame:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['INFERENCE', 'SHARED', 'WAYS', 'snapshot', 'fault_of', 'assignments', 'settings_of', 'expected', 'difference',
            'submission_faults', 'outcome', 'passed', 'prepare_sources', 'taken', 'run_one', 'run_side_by_side',
-           'rehearse', 'own_difference']
+           'share_of_cores', 'rehearse', 'own_difference']
 
 # %% ../../nbs/11_kaggle/10_rehearse.ipynb #983b2d24
 import ast
@@ -163,7 +163,7 @@ def prepare_sources(
         "datasets": {"hms-hbac-wheel": wheel or out/"wheel", WEIGHTS: out/"weights"},
     }
 
-
+# %% ../../nbs/11_kaggle/10_rehearse.ipynb #84c04d9b
 def taken(out: Path, names: Iterable[str], inputs: Iterable[Path]) -> None:
     """Claim the rehearsal's folder, and mark what it will hold.
 
@@ -199,40 +199,40 @@ def run_side_by_side(names: Iterable[str], run: Callable, workers: int) -> list[
         jobs = {name: pool.submit(run, name) for name in reversed(list(names))}
         return [jobs[name].result() for name in names]
 
+
+def share_of_cores(workers: int) -> dict[str, str]:
+    "The variable that gives each of several kernels its part of the cores; none for a kernel alone."
+    return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers))} if workers > 1 else {}
+
 # %% ../../nbs/11_kaggle/10_rehearse.ipynb #38e4a3b7
 def rehearse(
-    data: Path,                         # competition folder
-    runs: Path | None,                  # trained runs, packed as the weights
-    kernels: Iterable[str] = INFERENCE,
-    folder: Path = None,                # of the kernels, default kaggle_kernels
+    data: Path,                                  # competition folder
+    runs: Path | None,                           # trained runs, packed as the weights
+    kernels: Iterable[str] = INFERENCE, folder: Path = None,       # their names; default kaggle_kernels
     out: Path = "rehearsal",
-    form: str = "new",                  # of the mounts, or old
-    owner: str = "ann",                 # account in the mount paths
-    attach: dict = None,                # {slug: folder} of earlier kernels' output
-    scale: str = "demo",
-    time_limit: str = "1h",             # for each kernel
-    disk_limit: float = 20e9,           # bytes in the working folder
-    compare: bool = True,               # with `predict` and `ensemble` here
-    env: dict = None,                   # more variables
-    wheel: Path = None,                 # a wheel's dataset that is built already
-    isolate: bool = None,               # with namespaces; default where they can be had
-    workers: int = 1,                   # kernels at a time
-    model: int = None,                  # mount the weights as this version of the model
-    blend: Path = None,                 # a file of fit-weights for kernels that name one in WEIGHTS
+    form: str = "new", owner: str = "ann",       # of the mounts, or old; account in their paths
+    attach: dict = None,                         # {slug: folder} of earlier kernels' output
+    scale: str = "demo", env: dict = None,       # HMS_SCALE, and more variables
+    time_limit: str = "1h", disk_limit: float = 20e9,              # of each kernel; bytes it may write
+    compare: bool = True,                        # with `predict` and `ensemble` here
+    wheel: Path = None,                          # a wheel's dataset that is built already
+    isolate: bool = None,                        # with namespaces; default where they can be had
+    workers: int = 1,                            # kernels at a time
+    model: int = None,                           # mount the weights as this version of the model
+    blend: Path = None,                          # a file of fit-weights for kernels that name one in WEIGHTS
 ) -> pd.DataFrame:
     "Run kernels as Kaggle would, in `out`/<kernel>: DataFrame, one row a kernel."
-    folder, out, data = (Path(folder or find_repository()/"kaggle_kernels"), Path(out).resolve(),
-                         Path(data).resolve())
+    folder, data = Path(folder or find_repository()/"kaggle_kernels"), Path(data).resolve()
+    out, attach = Path(out).resolve(), attach or {}
     isolate = can_isolate() if isolate is None else isolate
     print(WAYS[isolate], flush=True)
-    taken(out, kernels,
-          [data, folder, *(p for p in (runs, wheel) if p is not None), *(attach or {}).values()])
-    sources = prepare_sources(out, data, runs, wheel, attach or {}, blend)
-    cores = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers))} if workers > 1 else {}
-    setting = dict(form=form, owner=owner, scale=scale, env=cores | (env or {}), model=model,
-                   time_limit=time_limit, disk_limit=disk_limit, isolate=isolate)
-    rows = run_side_by_side(kernels, lambda n: run_one(folder/n, out/n, sources, out/"image", setting),
-                            workers)
+    taken(out, kernels, [p for p in (data, folder, runs, wheel, *attach.values()) if p is not None])
+    sources = prepare_sources(out, data, runs, wheel, attach, blend)
+    env = share_of_cores(workers) | (env or {})
+    setting = dict(form=form, owner=owner, scale=scale, env=env, model=model, time_limit=time_limit,
+                   disk_limit=disk_limit, isolate=isolate)
+    def run(name): return run_one(folder/name, out/name, sources, out/"image", setting)
+    rows = run_side_by_side(kernels, run, workers)
     for row in rows:
         row["difference"] = own_difference(row, folder, out, data, runs, scale) if compare else None
     return pd.DataFrame(rows)

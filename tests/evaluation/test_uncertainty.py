@@ -115,4 +115,5 @@ def test_the_parts_of_the_kl_are_those_of_the_truth():
 def test_groups_of_votes_stand_in_the_order_of_votes():
     n = np.array([12, 1, 3, 2, 22, 5, 16, 1])
     shares = np.full((len(n), 6), 1 / 6)
-    assert list(kl_by_votes(shares, shares, n).index) == ["1", "2", "3", "4–5", "10–14", "15–19", "20–49"]
+    groups = ["1", "2", "3", "4–5", "10–14", "15–19", "20–49"]
+    assert list(kl_by_votes(shares, shares, n).index) == groups

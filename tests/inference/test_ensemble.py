@@ -194,8 +194,8 @@ def write_runs(folder, m, folds=5):
 def test_runs_to_weights_to_submission(comp, tmp_path):
     "The whole way: run folders, fit, weights.yaml, blended submission."
     from hms_hbac.evaluation.blending import fit_weights
-    from hms_hbac.inference.ensemble import apply_weights
     from hms_hbac.inference.pooling import read_weights
+    from hms_hbac.inference.presets import blend_runs
 
     m = made_up(noise=(0.3, 0.3, 3.0))
     fit = fit_weights(write_runs(tmp_path / "runs", m), tmp_path / "weights.yaml")
@@ -206,16 +206,17 @@ def test_runs_to_weights_to_submission(comp, tmp_path):
         fit_weights([tmp_path / "runs" / n for n in m.names])["data"]["fingerprint"]
         == fit["data"]["fingerprint"]
     )
-    p = np.stack([member(tmp_path / f"{n}.csv", IDS, i) for i, n in enumerate(m.names)])
-    files = {n: tmp_path / f"{n}.csv" for n in m.names}
-    assert apply_weights(tmp_path / "weights.yaml", files, tmp_path / "out.csv", comp) == 0
+    (tmp_path / "members").mkdir()
+    p = np.stack([member(tmp_path / "members" / f"{n}.csv", IDS, i) for i, n in enumerate(m.names)])
+    given = tmp_path / "weights.yaml", None, comp, tmp_path / "out.csv", tmp_path / "members"
+    assert blend_runs(*given, progress=False) == 0
     np.testing.assert_allclose(
         pd.read_csv(tmp_path / "out.csv")[list(VOTES)],
         pool(p, list(fit["weights"].values()), **fit["how"]),
         atol=1e-9,
     )
-    del files["m0"]
-    assert apply_weights(tmp_path / "weights.yaml", files, tmp_path / "out.csv", comp) == 3
+    (tmp_path / "members" / "m0.csv").unlink()
+    assert blend_runs(*given, progress=False) == 3
 
 
 def test_runs_that_leak_or_do_not_match_are_refused(tmp_path):

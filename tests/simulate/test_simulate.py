@@ -151,7 +151,7 @@ def test_floor_lies_between_zero_and_the_mean_vote():
 
 
 def test_spectrogram_file_of_a_sinusoid():
-    "10 Hz, 50 µV at F7 alone: only the chain LL has power, at 10 Hz, and two of its four differences see it."
+    "10 Hz, 50 µV at F7 alone: only the chain LL has power, at 10 Hz, in two of its four differences."
     eeg = np.zeros((20, 602 * 200), np.float32)
     eeg[CHANNELS.index("F7")] = 50 * np.sin(2 * np.pi * 10 * np.arange(eeg.shape[1]) / 200)
     table = spectrogram_table(host_spectrogram(torch.from_numpy(eeg), pad=False).numpy())
