@@ -149,8 +149,8 @@ class EdfFile:
         self.rates = [c / self.header.seconds for c in self.counts]
         self.begins = np.cumsum([0, *self.counts]) * self.header.width         # bytes within a record
         count_records(self)
-        self.times = self.timeline() if self.header.reserved.startswith("EDF+D") else None
-        self.drop_broken()
+        self.times = timeline(self) if self.header.reserved.startswith("EDF+D") else None
+        drop_broken(self)
 
     @property
     def rails(self) -> list:
@@ -190,9 +190,6 @@ def drop_broken(self: EdfFile) -> None:
     if names: self.flags.append(f"no unit of voltage, taken as µV: {few(names)}")
     self.labels = ["" if i in broken else n for i, n in enumerate(self.labels)]
 
-
-EdfFile.drop_broken = drop_broken
-
 # %% ../../nbs/03_data/08_edf.ipynb #935d2a3b
 def timeline(self: EdfFile) -> np.ndarray | None:
     "Times of the records of an EDF+D, None where there is no pause; `DataError` where there is one."
@@ -209,9 +206,6 @@ def timeline(self: EdfFile) -> np.ndarray | None:
     if times[-1] - times[0] > 40 * 86400: raise DataError(what, where=self.path, cure="split it by days")
     self.flags.append(what)
     return times
-
-
-EdfFile.timeline = timeline
 
 # %% ../../nbs/03_data/08_edf.ipynb #0cd85b4e
 def integers(data: np.ndarray, width: int) -> np.ndarray:
