@@ -125,11 +125,26 @@ def files(folder, but=()):
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in found}
 
 
-def full_then_room(folder, spare, args, parts=(.01, .4, .9), but=(), before=None):
+def once(name):
+    "Let the function `module:name` give its first answer again and again; what it was, to be put back."
+    module, name = name.split(":")
+    place, kept = importlib.import_module(module), []
+    inner = getattr(place, name)
+    def first(*args, **more):
+        if not kept:
+            made = inner(*args, **more)
+            kept.append(made if isinstance(made, str) else list(made))
+        return kept[0]
+    setattr(place, name, first)
+    return lambda: setattr(place, name, inner)
+
+
+def full_then_room(folder, spare, args, parts=(.01, .4, .9), but=(), before=None, slow=None):
     """A command on a disk with room for each of `parts` of what it needs, one after the other, and at last
     with room: ([(bytes of room, status, said, files left behind by the fault)], files that are then others).
 
-    `spare`: a folder for temporary files; `args` name the output as {disk}; `before`: called first."""
+    `spare`: a folder for temporary files; `args` name the output as {disk}; `before`: called first;
+    `slow`: see `once`, while the disk is full."""
     tempfile.tempdir = str(spare)
     if before is not None: before()
     disk = Disk(folder)
@@ -138,11 +153,13 @@ def full_then_room(folder, spare, args, parts=(.01, .4, .9), but=(), before=None
     assert status in (0, 3), said
     whole, need, seen = files(disk.folder, but), disk.used(), []
     disk.clear()
+    back = once(slow) if slow else None
     for size in sorted({int(need * part) // PAGE * PAGE for part in parts}):
         disk.room(size)
         status, said = command(*args)
         seen.append((size, status, said, sorted(p.name for p in disk.folder.rglob(".*.part"))))
         disk.room(LARGE)
+    if back: back()
     again, more = command(*args)
     assert again in (0, 3), more
     now = files(disk.folder, but)

@@ -94,38 +94,38 @@ def crossfit(fit: Callable, members: Members, fold: np.ndarray) -> np.ndarray:
 
 # %% ../../nbs/10_evaluation/03_blending.ipynb #75e00d33
 def shrunk_blend(x: np.ndarray, prob: np.ndarray) -> tuple:
-    """Prediction (N, 6), mean of the members (N, 6) and weights (M,) for the free numbers x = (theta, s,
-    bias)."""
+    "Prediction (N, 6), the members' mean (N, 6) and weights (M,) for x = (theta, s, bias)."
     w = softmax(x[:len(prob)])
     mean = (w @ prob.reshape(len(prob), -1)).reshape(prob.shape[1:]).clip(FLOOR)
     return softmax(x[len(prob)] * np.log(mean) + x[len(prob) + 1:]), mean, w
 
 
-def shrunk_slope(x: np.ndarray, prob: np.ndarray, target: np.ndarray) -> tuple:
-    """For each row the gradient of its loss (N, P), and the pieces of the Gauss-Newton matrix,
-    (N, 6, P) and (N, P)."""
-    q, mean, w = shrunk_blend(x, prob)
-    M, N = prob.shape[:2]
-    J = np.empty((N, 6, M + 7))                                   # derivative of the logits
-    J[..., :M] = (x[M] * w[:, None, None] * (prob / mean - 1)).transpose(1, 2, 0)
+def shrunk_slope(x: np.ndarray, rows: np.ndarray) -> tuple:
+    "Prediction (N, 6) for `rows` (N, 6, M); derivatives of its logits (N, 6, P), but for what all six share."
+    M = rows.shape[2]
+    w = softmax(x[:M])
+    mean = (rows @ w).clip(FLOOR)
+    J = np.empty((*mean.shape, M + 7))
+    np.multiply(rows, x[M] * w / mean[..., None], out=J[..., :M])
     J[..., M] = np.log(mean)
     J[..., M + 1:] = np.eye(6)
-    grad = ((q - target)[:, None] @ J)[:, 0]
-    return grad, J * np.sqrt(q)[..., None], (q[:, None] @ J)[:, 0]
+    return softmax(x[M] * J[..., M] + x[M + 1:]), J
 
 # %% ../../nbs/10_evaluation/03_blending.ipynb #8de72c33
 RIDGES = (1., .3, .1, .03, .01, .003, .001)
 
 
-def newton_sums(x: np.ndarray, prob: np.ndarray, target: np.ndarray, part: np.ndarray, parts: int) -> tuple:
-    "Gradient (parts, P) and Gauss-Newton matrix (parts, P, P), summed over the rows of each part."
-    grad, J, mean = shrunk_slope(x, prob, target)
-    P = len(x)
+def newton_sums(x: np.ndarray, rows: np.ndarray, target: np.ndarray, cuts: np.ndarray) -> tuple:
+    "Gradient (parts, P) and Gauss-Newton matrix (parts, P, P), summed over the rows between two `cuts`."
+    q, J = shrunk_slope(x, rows)
+    P, parts = len(x), len(cuts) - 1
     g, H = np.zeros((parts, P)), np.zeros((parts, P, P))
-    for k in range(parts):
-        rows = part == k
-        flat, m = J[rows].reshape(-1, P), mean[rows]
-        g[k], H[k] = grad[rows].sum(0), flat.T @ flat - m.T @ m
+    for k, at in enumerate(map(slice, cuts, cuts[1:])):
+        flat = J[at].reshape(-1, P)
+        g[k] = (q[at] - target[at]).ravel() @ flat
+        m = (q[at, None] @ J[at])[:, 0]
+        flat *= np.sqrt(q[at]).reshape(-1, 1)
+        H[k] = flat.T @ flat - m.T @ m
     return g, H
 
 # %% ../../nbs/10_evaluation/03_blending.ipynb #b6b3f046
@@ -133,10 +133,13 @@ def newton_path(prob: np.ndarray, target: np.ndarray, part: np.ndarray, parts: i
     "For each ridge, strong to weak: (ridge, parameters (P,), parameters without each part (parts, P))."
     M, N = prob.shape[:2]
     x = start = np.r_[np.zeros(M), 1, np.zeros(6)]
+    order = np.argsort(part, kind="stable")
+    rows, sorted_target = np.ascontiguousarray(prob.transpose(1, 2, 0)[order]), target[order]
+    cuts = np.searchsorted(part[order], np.arange(parts + 1))
     for ridge in RIDGES:
         pull = ridge * N * np.eye(len(x))
         for _ in range(20):
-            g, H = newton_sums(x, prob, target, part, parts)
+            g, H = newton_sums(x, rows, sorted_target, cuts)
             move = np.linalg.solve(H.sum(0) + pull, g.sum(0) + ridge * N * (x - start))
             if abs(move).max() < 1e-3: break
             x = x - move / max(1, abs(move).max())               # a step is at most 1 long
@@ -151,8 +154,7 @@ def newton_path(prob: np.ndarray, target: np.ndarray, part: np.ndarray, parts: i
 # %% ../../nbs/10_evaluation/03_blending.ipynb #19e316cf
 def fit_shrunk(prob: np.ndarray, target: np.ndarray, patient: np.ndarray | None = None,
                parts: int = 5) -> dict:
-    """Weights, temperature and class bias drawn towards the plain mean; the ridge is chosen by parts of the
-    patients."""
+    "Weights, temperature and class bias drawn towards the plain mean; parts of the patients choose how far."
     patient = np.arange(len(target)) if patient is None else patient
     part = patient_folds(patient, min(parts, len(np.unique(patient))), seed=2)
     parts = part.max() + 1

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FILES', 'ENDINGS', 'found_events', 'annotated_path', 'write_annotated', 'summary', 'write_tables', 'write_reading',
            'finished', 'read_one', 'recordings_of', 'task', 'run_tasks', 'ranking', 'ranking_page', 'check_place',
-           'read_recordings']
+           'claim_folder', 'read_recordings']
 
 # %% ../../nbs/10_evaluation/18_reading.ipynb #fb01284b
 import shutil
@@ -216,6 +216,15 @@ def check_place(out: Path, paths: list) -> None:
         what = f"cannot be written to ({e.strerror or e})"
         raise DataError(what, where=there, cure="name a folder where there is room") from e
 
+
+def claim_folder(out: Path, names: list[str]) -> None:
+    "Note in readings.json that `out` holds these readings; `DataError` where other files lie there."
+    note = out/"readings.json"
+    if out.is_dir() and not note.is_file() and any(not p.name.startswith(".") for p in out.iterdir()):
+        what = "is not empty, and was not made by reading several recordings"
+        raise DataError(what, where=out, cure="name a new or an empty folder")
+    write_json(note, {"recordings": sorted(names)})
+
 # %% ../../nbs/10_evaluation/18_reading.ipynb #29b40853
 def read_recordings(paths: list, runs: object, out: str | Path,
                     annotated: bool = False, workers: int = 1,
@@ -232,6 +241,7 @@ def read_recordings(paths: list, runs: object, out: str | Path,
         (name, path), = files.items()
         told = read_one(str(path), runs, str(out), annotated, progress, **how)
         return [{"name": name, "fault": "", **told}]
+    claim_folder(out, list(files))
     if isinstance(runs, (str, Path)): runs = Path(runs).absolute()       # a worker may stand elsewhere
     jobs = [(n, str(p.absolute()), runs, str(out.absolute()/n), annotated, how) for n, p in files.items()]
     told = []

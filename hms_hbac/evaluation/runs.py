@@ -23,6 +23,7 @@ from hms_hbac.training.oof import (
     oof_kl,
     paired_bootstrap,
     patient_interval,
+    together,
     vote_shares,
 )
 
@@ -81,11 +82,7 @@ def read_run(folder: Path) -> dict:
     manifests = {p: read_manifest(p) for p in folders}
     done = [p for p in folders if manifests[p].get("status") == "finished"]
     tables = [read_fold(p) for p in done if (p/"oof.parquet").is_file()]
-    oof = pd.concat(tables, ignore_index=True) if tables else None
-    if oof is not None and oof.event_id.duplicated().any():
-        twice = oof.event_id[oof.event_id.duplicated()].iloc[0]
-        raise DataError(f"event {twice} stands in two folds", where=folder,
-                        cure="remove the runs that were made with other folds")
+    oof = together(tables, folder) if tables else None
     histories = {p: read_part(pd.read_csv, p/"history.csv") for p in done if (p/"history.csv").is_file()}
     return {"name": Path(folder).absolute().name, "origin": read_recipe_file(folders).get("origin"),
             "folder": Path(folder), "done": done, "manifests": manifests,
@@ -177,7 +174,7 @@ def run_table(
     samples_per_s.
 
     `vs_best`, `low`, `high`: KL minus the best row's on common events, with its 95 % interval over patients.
-    `DataError` where there is no run, or where an event stands in two folds."""
+    `DataError` where there is no run, or where two folds share a patient."""
     found = [read_run(r) for r in recipe_folders(runs)]
     if not found:
         raise DataError("no runs here", where=runs, cure="name the folder that was given to train as --runs")

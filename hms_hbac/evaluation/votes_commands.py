@@ -21,6 +21,7 @@ Votes = Annotated[Path, typer.Argument(help="dataset1.mat of IIIC, or a CSV or p
 def print_scores(scored: dict, patients: Sequence) -> None:
     "A line for each number of votes shown, with the interval over patients, then all means in one line."
     from hms_hbac.training.oof import patient_interval
+    if len(set(patients)) == len(patients): print("each segment counts as a patient of its own")
     print("shown  segments  KL of the others' votes (95 % over patients)  with .2 added to each count")
     for k, (rows, ours, plain) in scored.items():
         if not len(rows): continue
@@ -35,7 +36,7 @@ def fit(table: Votes, out: Annotated[Path, typer.Option(help="the mixture to wri
         kinds: Annotated[int, typer.Option(min=1, help="Dirichlet distributions in the mixture")] = 12,
         min_votes: Annotated[int, typer.Option(min=1, help="fit to segments with so many votes")] = 9,
         folds: Annotated[int, typer.Option(min=0, help="parts of the patients, 0: no held-out figures")] = 5,
-        seed: int = 0) -> None:
+        seed: Annotated[int, typer.Option(min=0)] = 0) -> None:
     """Fit a mixture of Dirichlets to vote counts, tell what it scores on patients left out,
     and write it as YAML."""
     from hms_hbac.inference.outputs import check_output
@@ -45,7 +46,9 @@ def fit(table: Votes, out: Annotated[Path, typer.Option(help="the mixture to wri
     mixture = votes.fit_mixture(counts, patients, kinds, min_votes, seed)
     about = {"table": table.name, "command": f"hms-hbac votes fit {table.name} --kinds {kinds} "
              f"--min-votes {min_votes} --folds {folds} --seed {seed}", **mixture.about}
-    if folds > 1:
+    if folds > 1 and counts.sum(1).max() < min(votes.KNOWN) + votes.REST:
+        print("no segment has votes enough to keep some back: no held-out figures")
+    elif folds > 1:
         scored = votes.heldout_votes(counts, patients, folds, seed, kinds=kinds, min_votes=min_votes)
         print_scores(scored, patients)
         about["held_out"] = {f"kl_k{k}": round(float(v[1].mean()), 4) for k, v in scored.items() if len(v[1])}
@@ -56,10 +59,12 @@ def fit(table: Votes, out: Annotated[Path, typer.Option(help="the mixture to wri
 @votes_app.command()
 def score(table: Votes, mixture: Annotated[Path | None, typer.Option(help="default: the package's")] = None,
           folds: Annotated[int, typer.Option(min=0, help="parts of the patients, each left out once")] = 0,
-          seed: Annotated[int, typer.Option(help="of the votes that are shown")] = 0) -> None:
+          seed: Annotated[int, typer.Option(min=0, help="of the votes that are shown")] = 0) -> None:
     """Show k votes of each segment, predict the shares of the others, and print the mean KL for k = 1, 3,
     5, 10."""
     from hms_hbac.models import votes
+    if mixture is not None and folds > 1:
+        raise typer.BadParameter("--mixture or --folds, not both: folds fit mixtures of their own")
     counts, patients = votes.read_votes(table)
     if folds > 1: scored = votes.heldout_votes(counts, patients, folds, seed)
     else: scored = votes.score_votes(counts, votes.read_mixture(mixture), seed)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SIGNALLED', 'BUSY', 'seconds', 'last_end', 'first_notes', 'to_do', 'open_run', 'rows_of', 'make_loop', 'check_blank',
-           'work', 'train', 'train_before', 'train_folds', 'stop_worker', 'in_worker', 'in_workers', 'pass_on']
+           'work', 'train', 'train_before', 'train_folds', 'stop_worker', 'in_worker', 'in_workers']
 
 # %% ../../nbs/08_training/13_run.ipynb #b1e6db36
 import os
@@ -12,7 +12,6 @@ import re
 import signal
 import sys
 import time
-import warnings
 from collections.abc import Iterable
 from contextlib import nullcontext
 from functools import partial
@@ -33,17 +32,20 @@ from ..models.schema import Recipe
 from .batches import Resident, example_rows, to_device
 from .fit import fit, publish
 from hms_hbac.training.machine import (
+    STOPS,
     Paused,
     Stopped,
     cause_of_death,
+    crew_of,
     hold,
     keep_memory,
     last_words,
     listening,
     make_accelerator,
+    pass_on,
     usable_precision,
 )
-from .results import clear, conclude, finished, run_folder, run_identity
+from .results import clear, conclude, finished, run_folder, run_identity, same_table
 from .state import Given, Loop, held_out, place
 from .teachers import teacher_labels, view_data
 
@@ -77,7 +79,9 @@ def to_do(accelerator: Any, folder: Path, identity: dict, resume: bool) -> bool:
     "False where `folder` holds the finished run; without `resume` it is cleared first."
     if not resume and accelerator.is_main_process: clear(folder)
     accelerator.wait_for_everyone()
-    return not finished(folder, identity)
+    done = finished(folder, identity)
+    if resume and not done: same_table(folder, identity)
+    return not done
 
 
 def open_run(accelerator: Any, recipe: Recipe, folder: Path, comp: Competition, cache: Path | str,
@@ -241,13 +245,16 @@ SIGNALLED, BUSY = [], []
 def stop_worker(number: int, frame: object) -> None:
     "What a worker does at a signal while it does not train: end its call, or remember it for the next one."
     SIGNALLED.append(128 + number)
-    if BUSY: raise Stopped(128 + number)
+    if not BUSY: return
+    BUSY.clear()                       # the same signal may come twice: to the whole group, and passed on
+    raise Stopped(128 + number)
 
 
 def in_worker(*args: Any, **options: Any) -> Path | int | None:
     "`train_before` in a worker process: its answer, or the exit status after a signal."
-    # a worker that waits must not die of it: joblib would kill the others before they have saved
-    for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, stop_worker)
+    # a worker that waits must not die of it: the others would be killed before they have saved
+    for number in STOPS: signal.signal(number, stop_worker)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)                # see `crew_of`
     if SIGNALLED: return SIGNALLED[0]
     BUSY.append(True)
     try: return train_before(*args, **options)
@@ -262,25 +269,15 @@ def in_workers(workers: int, deadline: float | None, recipe: Recipe, comp_path: 
     """Train `folds` in processes of their own; a signal to this process reaches them.
 
     `Stopped` once all have saved."""
-    from joblib import Parallel, delayed
-    # joblib replaces workers that have grown: no loss, no news
-    warnings.filterwarnings("ignore", "A worker stopped while some jobs")
     gpus, cores = torch.cuda.device_count(), max(1, (os.cpu_count() or 1) // workers)
-    tasks = [delayed(in_worker)(deadline, recipe, comp_path, runs, fold, cores, i % gpus if gpus else None,
-                                log=log and i == 0, **options)
-             for i, fold in enumerate(folds)]
-    with listening(pass_on) as heard:
-        try: done = Parallel(min(workers, len(tasks)), batch_size=1)(tasks)
-        except Exception:
-            if not heard: raise
-            done = []                      # a worker died of the signal before it could listen
-            print("stopped; the same command goes on", file=sys.stderr)
+    with crew_of(min(workers, len(folds)), cores) as crew, listening(partial(pass_on, crew)) as heard:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+        jobs = [crew.submit(in_worker, deadline, recipe, comp_path, runs, fold, cores,
+                            i % gpus if gpus else None, log=log and i == 0, **options)
+                for i, fold in enumerate(folds)]
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if heard: pass_on(crew, heard[0])                       # it came before there were workers
+        done = [job.result() for job in jobs]
     codes = [d for d in done if isinstance(d, int)]
     if heard or codes: raise Stopped(128 + heard[0] if heard else codes[0])
     return done
-
-
-def pass_on(number: int) -> None:
-    "Send a signal to joblib's worker processes."
-    from joblib.externals.loky import reusable_executor
-    for pid in list(getattr(reusable_executor._executor, "_processes", None) or ()): os.kill(pid, number)

@@ -1,12 +1,14 @@
-"""Every recipe runs all its stages at demo scale: selections, mosaics, pseudo labels, refinement,
-distillation."""
+"""Every recipe runs all its stages at demo scale (selections, mosaics, pseudo labels, refinement,
+distillation) and predicts a test row."""
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from hms_hbac.core import CLASSES, DataError, read_json, write_json
+from hms_hbac.core import CLASSES, VOTES, DataError, read_json, write_json
 from hms_hbac.data.competition import Competition, add_folds, events
+from hms_hbac.inference.outputs import report_path
+from hms_hbac.inference.predict import predict
 from hms_hbac.models.recipe import build, list_recipes, load_recipe, save_recipe
 from hms_hbac.simulate.competition import simulate
 from hms_hbac.training.checkpoints import save_weights
@@ -35,6 +37,9 @@ def small(tmp_path_factory):
     table = add_folds(events(comp.train), n=2, seed=42)
     teachers = {run for name in list_recipes() for s in load_recipe(name).stages for run in s.labels.runs}
     for name in teachers: untrained(name, comp, table, folder / "runs")
+    (folder / "one_row").mkdir()
+    for p in comp.path.glob("test_*"): (folder / "one_row" / p.name).symlink_to(p)
+    pd.read_csv(comp.path / "test.csv").head(1).to_csv(folder / "one_row/test.csv", index=False)
     return comp, folder
 
 
@@ -73,6 +78,12 @@ def test_all_stages_run(name, small):
     assert history.stage.unique().tolist() == [s.name for s in recipe.stages]
     assert np.isfinite(history[["loss", "kl"]].to_numpy()).all()
     assert (oof.fold == 0).all() and np.allclose(oof[list(CLASSES)].sum(axis=1), 1, atol=1e-5)
+    out = folder / f"{name}.csv"
+    status = predict(run, folder / "one_row", out, device="cpu", progress=False)
+    assert status == 0, report_path(out).read_text()
+    [row] = pd.read_csv(out)[list(VOTES)].to_numpy()
+    assert np.isfinite(row).all() and (row > 0).all() and abs(row.sum() - 1) < 1e-6
+    assert np.ptp(row) > 0, "the prior, not a prediction"
 
 
 def student(comp, folder, name, fold=0, **labels):

@@ -1,5 +1,7 @@
 """From a recipe to a run folder on a simulated competition, and the stages counted on the real table."""
 import json
+import re
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,9 +11,11 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
+from hms_hbac.cli import app
 from hms_hbac.core import CLASSES, VOTES, CheckpointError, DataError, HmsError, RecipeError
-from hms_hbac.data.competition import Competition, events
+from hms_hbac.data.competition import Competition, add_folds, events
 from hms_hbac.data.recordings import Recordings
 from hms_hbac.evaluation.runs import run_table
 from hms_hbac.models.recipe import load_recipe
@@ -102,6 +106,59 @@ def test_finished_is_skipped_and_strangers_are_refused(runs, comp_dir, recipe, t
     assert (folder / "model.safetensors").stat().st_mtime_ns == before
     with pytest.raises(CheckpointError, match="recipe_hash(.|\n)*--fresh"):
         train(recipe.model_copy(update={"seed": 7}), comp_dir, runs, 0, cache=cache, log=False)
+
+
+def another_table(comp_dir, folder, change):
+    "The competition with a changed train.csv; its recordings are links."
+    folder.mkdir()
+    for p in comp_dir.iterdir():
+        if p.name != "train.csv": (folder / p.name).symlink_to(p)
+    change(pd.read_csv(comp_dir / "train.csv")).to_csv(folder / "train.csv", index=False)
+    return folder
+
+
+def swapped(table): return table.assign(**{v: table[w] for v, w in zip(VOTES, VOTES[::-1], strict=True)})
+
+
+def without(patient): return lambda table: table[table.patient_id != patient]
+
+
+def test_a_table_that_changes_while_a_fold_is_paused(runs, comp_dir, recipe, tmp_path):
+    "Votes that are swapped, a patient who leaves: the next call refuses by name, and nothing is touched."
+    how = dict(cache=runs.parent / "cache", log=False)
+    folder = train(recipe, comp_dir, tmp_path / "runs", 0, time_budget=0, **how)
+    before = {p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    leaver = events(Competition(comp_dir).train).patient_id[0]
+    for name, change in (("swapped", swapped), ("left", without(leaver))):
+        other = another_table(comp_dir, tmp_path / name, change)
+        with pytest.raises(CheckpointError, match="the table of events has changed: events (.|\n)*--fresh"):
+            train(recipe, other, tmp_path / "runs", 0, **how)
+    assert before == {p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    train(recipe, comp_dir, tmp_path / "runs", 0, time_budget=0, **how)
+    assert json.loads((folder / "manifest.json").read_text())["status"] == "paused"
+
+
+def test_a_patient_who_leaves_between_two_folds(runs, comp_dir, recipe, tmp_path):
+    """The folds move, and EEGs would stand in two of them: training refuses by name; folds that were laid
+    side by side by hand are refused by `runs` and `report`."""
+    how, old = dict(cache=runs.parent / "cache", log=False), pd.read_csv(comp_dir / "train.csv")
+    def moved(leaver):
+        table = add_folds(events(without(leaver)(old)), recipe.folds)
+        return set(table.eeg_id[table.fold == 1]) & first
+    first = set(pd.read_parquet(runs / "panels_twostage_b0/fold0/oof.parquet").eeg_id)
+    leaver = next(p for p in old.patient_id.unique() if moved(p))
+    other = another_table(comp_dir, tmp_path / "left", without(leaver))
+    here = tmp_path / "runs/panels_twostage_b0"
+    shutil.copytree(runs / "panels_twostage_b0/fold0", here / "fold0")
+    with pytest.raises(CheckpointError, match="fold0 beside it was made of another table of events"):
+        train(recipe, other, tmp_path / "runs", 1, **how)
+    elsewhere = train(recipe, other, tmp_path / "new", 1, **how)
+    shutil.copytree(elsewhere, here / "fold1", dirs_exist_ok=True)
+    for args in (["runs", here.parent], ["report", here.parent, "--out", tmp_path / "page.html"]):
+        answer = CliRunner().invoke(app, list(map(str, args)))
+        said = re.search(r"EEG (\d+) stands in two folds", answer.output)
+        assert answer.exit_code == 1 and said and int(said[1]) in moved(leaver), answer.output
+    assert not (tmp_path / "page.html").exists()
 
 
 def test_time_budget_pauses_and_goes_on(runs, comp_dir, recipe, tmp_path):
