@@ -1,7 +1,8 @@
 """Run every notebook in a process of its own as nbdev_test does, two at a time, and print a table.
 
 The processes are forks of one that has imported torch and its like, so that each saves these imports.
-The ladders of nbs/experiments/ get 8 patients, one epoch and three rungs: it shows that they run.
+The ladders of nbs/experiments/ share one competition of 7 patients and have one epoch, one fold and two
+rungs: that shows that they run. Every rung of theirs is built by tests/evaluation/test_ladder.py.
 
     python tools/test_notebooks.py [PART-OF-PATH ...] [--flags "slow cuda"] [--jobs 2] [--timeout 300]
 """
@@ -18,7 +19,8 @@ from pathlib import Path
 
 from shared import ROOT, notebooks
 
-SMALL = {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg", "PYTHONWARNINGS": "ignore", "HMS_LADDER": "8,1,3"}
+SMALL = {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg", "PYTHONWARNINGS": "ignore"}
+LADDER = "7,1,2"                                             # patients, epochs, rungs
 PRELOAD = ["torch", "timm", "pandas", "pyarrow.parquet", "scipy.signal", "sklearn.linear_model", "joblib",
            "accelerate", "pydantic", "matplotlib.pyplot", "nbdev.test"]
 FORKS = multiprocessing.get_context("forkserver")
@@ -35,11 +37,12 @@ def execute(path, flags, log):
     config = get_config()
     passed, _ = test_nb(path, config.tst_flags.split(), flags.split(), basepath=config.config_path)
     sys.stdout.flush(), sys.stderr.flush()
+    Path(log).with_name("cpu").write_text(str(sum(os.times()[:4])))
     os._exit(0 if passed else 1)
 
 
 def run(path, flags, timeout):
-    "Seconds, and the output where the notebook failed (None where it passed)."
+    "Seconds, those of the processor, and the output where the notebook failed (None where it passed)."
     with tempfile.TemporaryDirectory() as folder:
         log, start = Path(folder) / "log", time.time()
         process = FORKS.Process(target=execute, args=(path, flags, str(log)))
@@ -50,9 +53,11 @@ def run(path, flags, timeout):
             os.killpg(process.pid, signal.SIGKILL)
         process.join()
         text = log.read_text(errors="replace") if log.exists() else ""
-        if late: return timeout, f"stopped after {timeout} s\n{text}"
+        told = Path(folder) / "cpu"
+        cpu = float(told.read_text()) if told.exists() else float("nan")
+        if late: return timeout, cpu, f"stopped after {timeout} s\n{text}"
         ended = f"ended with {process.exitcode}\n{text}" if process.exitcode else None
-        return time.time() - start, ended
+        return time.time() - start, cpu, ended
 
 
 def main():
@@ -68,11 +73,12 @@ def main():
     os.environ.update(SMALL)
     FORKS.set_forkserver_preload(PRELOAD)
     failed, start = 0, time.time()
-    with ThreadPoolExecutor(args.jobs) as pool:
+    with tempfile.TemporaryDirectory(prefix="ladders-") as shared, ThreadPoolExecutor(args.jobs) as pool:
+        os.environ["HMS_LADDER"] = f"{LADDER},{shared}"
         results = pool.map(lambda p: run(p, args.flags, args.timeout), paths)
-        for path, (seconds, fault) in zip(paths, results, strict=True):
+        for path, (seconds, cpu, fault) in zip(paths, results, strict=True):
             verdict = "FAILED" if fault else "ok"
-            print(f"{verdict:<7}{seconds:6.1f} s  {path.relative_to(ROOT)}", flush=True)
+            print(f"{verdict:<7}{seconds:6.1f} s  cpu {cpu:6.1f} s  {path.relative_to(ROOT)}", flush=True)
             if fault:
                 failed += 1
                 print(fault[-5000:], flush=True)
