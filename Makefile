@@ -5,6 +5,9 @@ BIN     = $(VENV)/bin
 DEMO   ?= demo
 UV      = uv==0.13.8
 
+# compiled once, not by every process of the tests
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test quick test-oldest test-kaggle gpu learn lab docs readme lock clean help
 .DEFAULT_GOAL := help
 
