@@ -1,5 +1,8 @@
 """Fixtures shared by the integration tests: a small simulated competition and the real files."""
 import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,6 +29,41 @@ def real():
     if not folder or not Path(folder).is_dir():
         pytest.skip("HMS_REAL names no folder with real files")
     return Path(folder)
+
+
+@pytest.fixture
+def cluster():
+    "A scheduler and two worker processes on loopback: (address, the workers' processes)."
+    pytest.importorskip("distributed")
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "DASK_DISTRIBUTED__DASHBOARD__LINK": ""}
+    code = (
+        "import sys; from distributed.cli import dask_{0} as m; sys.argv = ['dask'] + sys.argv[1:]; m.main()"
+    )
+
+    def start(what, *args):
+        return subprocess.Popen(
+            [sys.executable, "-c", code.format(what), *args],
+            env=env,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    address = f"tcp://127.0.0.1:{port}"
+    processes = [
+        start("scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard", "--no-jupyter")
+    ]
+    processes += [
+        start("worker", address, "--no-nanny", "--nthreads", "1", "--no-dashboard", "--death-timeout", "60")
+        for _ in range(2)
+    ]
+    yield address, processes[1:]
+    for p in processes:
+        p.kill()
+    for p in processes:
+        p.wait()
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -83,7 +83,9 @@ def read_with_mne(path: Path) -> MneSource:
     try: return MneSource(mne.io.read_raw(path, preload=False, verbose="ERROR"))
     except Exception as e:                          # MNE's readers raise whatever the bytes made them do
         why = f"{type(e).__name__}: {(str(e).splitlines() or [''])[0][:160]}"
-        raise DataError(f"cannot be read ({why})", where=path, cure="export it as EDF+C") from None
+        small = path.with_suffix(path.suffix.lower())
+        cure = "export it as EDF+C" if small == path else f"rename it to {small.name}"
+        raise DataError(f"cannot be read ({why})", where=path, cure=cure) from None
 
 # %% ../../nbs/03_data/09_stream.ipynb #85d2f6ee
 def find_source(what: object, gaps: bool = False) -> ArraySource | EdfFile:

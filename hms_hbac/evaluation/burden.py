@@ -129,6 +129,7 @@ def mean_rates(counts: np.ndarray) -> np.ndarray:
 def expected_burden(truth: np.ndarray,       # (hours, 6) shares of each class in truth
                     oof: pd.DataFrame,
                     level: float = .95,
+                    windows: int = 1800,     # that count in an hour: shares are whole numbers of them
                     draws: int = 4000, seed: int = 0) -> np.ndarray:
     "(hours, 6, 3): the share of each class that members should find, and the ends of its interval."
     counts, rng = confusions(oof), np.random.default_rng(seed)
@@ -140,4 +141,4 @@ def expected_burden(truth: np.ndarray,       # (hours, 6) shares of each class i
         rates[:, k] = gamma / gamma.sum(1, keepdims=True)
     truth = np.asarray(truth, float)
     low, high = np.quantile(np.einsum("hk,dkc->dhc", truth, rates), [(1 - level) / 2, (1 + level) / 2], 0)
-    return np.stack([truth @ mean, low, high], -1)
+    return np.stack([truth @ mean, np.floor(low * windows) / windows, np.ceil(high * windows) / windows], -1)

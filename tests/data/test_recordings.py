@@ -160,43 +160,6 @@ def test_a_file_that_vanishes_stops_the_work(folder, tmp_path):
 # ---- Dask
 
 
-@pytest.fixture
-def cluster():
-    "A scheduler and two worker processes on loopback: (address, the workers' processes)."
-    pytest.importorskip("distributed")
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "DASK_DISTRIBUTED__DASHBOARD__LINK": ""}
-    code = (
-        "import sys; from distributed.cli import dask_{0} as m; sys.argv = ['dask'] + sys.argv[1:]; m.main()"
-    )
-
-    def start(what, *args):
-        return subprocess.Popen(
-            [sys.executable, "-c", code.format(what), *args],
-            env=env,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-
-    import socket
-
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    address = f"tcp://127.0.0.1:{port}"
-    processes = [
-        start("scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard", "--no-jupyter")
-    ]
-    processes += [
-        start("worker", address, "--no-nanny", "--nthreads", "1", "--no-dashboard", "--death-timeout", "60")
-        for _ in range(2)
-    ]
-    yield address, processes[1:]
-    for p in processes:
-        p.kill()
-    for p in processes:
-        p.wait()
-
-
 def test_dask_makes_the_same_bytes_though_a_worker_dies(folder, cache, tmp_path, cluster):
 
     from distributed import Client

@@ -239,3 +239,88 @@ def test_killed_and_continued_gives_the_same_bytes(runs, eeg, tmp_path):
     finally: torch.set_num_threads(threads)
     for name in ("probabilities.parquet", "probabilities.csv", "summary.json"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_marked_stretches_are_not_counted(reader, eeg):
+    import mne
+
+    from hms_hbac.evaluation.burden import totals
+    x = np.concatenate([eeg, eeg, eeg], 1)
+    info = mne.create_info(list(ELECTRODES), EEG_RATE, "eeg", verbose="ERROR")
+    raw = mne.io.RawArray(x * 1e-6, info, verbose="ERROR")
+    whole = reader.read(raw, progress=False)
+    raw.set_annotations(mne.Annotations([60, 150], [90, 20], ["BAD_scanner", "seizure"]))
+    got = reader.read(raw, progress=False)
+    inside = (got.table.time > 66) & (got.table.time < 144)
+    assert got.table.bad[inside].all() and (got.table["flags"][inside] == "marked 19").all()
+    assert not got.table.bad[(got.table.time < 54) | (got.table.time > 156)].any()
+    np.testing.assert_array_equal(got.prob, whole.prob)                    # the models answer all the same
+    assert totals(whole)["hours_counted"] - totals(got)["hours_counted"] > 80 / 3600
+    assert got.about["recording"] != whole.about["recording"]
+
+
+def test_a_finished_reading_costs_nothing(runs, eeg, tmp_path, monkeypatch):
+    import hms_hbac.inference.reader as module
+    from hms_hbac.evaluation.reading import read_one
+    path = write_edf(tmp_path / "a.edf", eeg, ELECTRODES, EEG_RATE)
+    out, how = tmp_path / "out", dict(progress=False, step=10, device="cpu")
+    first = read_one(path, runs / "raw", out, **how)
+    assert not (out / "pieces").exists() and "before" not in first
+    times = {p.name: p.stat().st_mtime_ns for p in out.iterdir() if p.name != ".lock"}
+    monkeypatch.setattr(module, "read_pieces", None)                       # whoever reads now fails
+    again = read_one(path, runs / "raw", out, **how)
+    assert again.pop("before") and again["total"] == first["total"]
+    assert times == {p.name: p.stat().st_mtime_ns for p in out.iterdir() if p.name != ".lock"}
+    read_one(path, runs / "raw", out, annotated=True, **how)
+    assert (out / "a_annotated.edf").is_file()
+    with pytest.raises(DataError, match="its step differ"):
+        read_one(path, runs / "raw", out, progress=False, step=5, device="cpu")
+
+
+def test_the_subpackage_is_light_and_has_the_reader():
+    import hms_hbac.inference
+    assert hms_hbac.inference.Reader is Reader
+    assert not hasattr(hms_hbac.inference, "Writer")
+    code = "import sys, hms_hbac.inference; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_dask_reads_on_though_a_worker_dies(runs, eeg, tmp_path, cluster):
+    import threading
+
+    from distributed import Client
+
+    from hms_hbac.evaluation.reading import read_recordings
+    address, workers = cluster
+    with Client(address, timeout=30, set_as_default=False) as client: client.wait_for_workers(2, timeout=60)
+    x = np.tile(eeg, 30).astype(np.float32)                                 # 45 minutes: five pieces
+    (tmp_path / "in").mkdir()
+    for name in "ab":
+        table = pd.DataFrame(np.pad(x, ((0, 1), (0, 0))).T, columns=list(CHANNELS))
+        table.to_parquet(tmp_path / f"in/{name}.parquet")
+        x = x[:, EEG_RATE:]
+    out, killed = tmp_path / "out", []
+
+    def shoot():
+        "Kill the first worker that has written a piece, in the middle of its recording."
+        until = time.monotonic() + 120
+        while time.monotonic() < until and not killed:
+            for piece in out.glob("*/pieces/[0-9]*.npz"):
+                pid = int((piece.parents[1] / ".lock").read_text().split()[1])
+                killed.extend(w for w in workers if w.pid == pid and not killed)
+            time.sleep(.005)
+        killed[0].kill()
+
+    killer = threading.Thread(target=shoot)
+    killer.start()
+    told = read_recordings([tmp_path / "in"], runs / "raw", out, dask=address, progress=False, step=10,
+                           device="cpu")
+    killer.join()
+    assert killed[0].wait(10) != 0 and [t["fault"] for t in told] == ["", ""]
+    reader = Reader(runs / "raw", step=10, device="cpu")
+    for name in "ab":
+        prob = pd.read_parquet(out / name / "probabilities.parquet")[list(CLASSES)].to_numpy()
+        here = reader.read(tmp_path / f"in/{name}.parquet", progress=False).prob
+        np.testing.assert_allclose(prob, here, atol=1e-6)
+    with pytest.raises(HmsError, match="no Dask scheduler answers"):
+        read_recordings([tmp_path / "in"], runs, tmp_path / "b", dask="tcp://127.0.0.1:9", progress=False)
