@@ -254,11 +254,8 @@ ENTRY = re.compile(rb"([+-]\d+(?:\.\d*)?)(?:\x15(\d+(?:\.\d*)?))?((?:\x14[^\x14\
 
 def entries(data: bytes) -> list[tuple[float, float, str]]:
     "(onset, seconds, text) of the annotations of a record; without text it is only the record's time."
-    found = []
-    for onset, seconds, texts in ENTRY.findall(data):
-        said = [t.decode("utf-8", "replace").strip() for t in texts.split(b"\x14")]
-        found += [(float(onset), float(seconds or 0), t) for t in said if t]
-    return found
+    return [(float(onset), float(seconds or 0), said) for onset, seconds, texts in ENTRY.findall(data)
+            for t in texts.split(b"\x14") if (said := t.decode("utf-8", "replace").strip())]
 
 
 def notes(self: EdfFile) -> list[tuple[float, float, str]]:
