@@ -2,9 +2,11 @@
 import json
 from pathlib import Path
 
+import matplotlib.pyplot as plt
+import pandas as pd
 import pytest
 
-from hms_hbac.evaluation.ladder import Place, rung_recipe, stack
+from hms_hbac.evaluation.ladder import Place, ladder_plot, rung_recipe, stack
 from hms_hbac.models.recipe import build
 
 EXPERIMENTS = sorted((Path(__file__).resolve().parents[2] / "nbs/experiments").glob("*.ipynb"))
@@ -46,3 +48,13 @@ def test_every_rung_can_be_built_and_differs_from_the_one_below(path, scale):
 def test_the_last_rung_is_the_first_with_another_seed(path):
     rungs, where = read(path, "full")
     assert rungs[-1] == (rungs[-1].name, ["seed=7"], "", rungs[0].name)
+
+
+def test_a_ladder_of_one_rung_has_a_picture():
+    "Nothing lies below it, so `steps` makes no column of changes: its KL and its floor are drawn."
+    kl = {"below": "", "kl": 1., "kl_10": .9, "floor": .4, "floor_10": .1, "wall_s": 3}
+    fig = ladder_plot(pd.DataFrame(kl, index=["only"]))
+    first, *changes = fig.axes
+    assert [line.get_xdata()[0] for line in first.lines] == [1., .4, .9, .1]
+    assert [len(ax.containers) for ax in changes] == [0, 0]
+    plt.close(fig)
