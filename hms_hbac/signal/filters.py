@@ -200,13 +200,16 @@ def sections_filter(x: torch.Tensor, sections: tuple[tuple[float, ...], ...], ze
     length = x.shape[-1] + 2 * edge
     n = next_fast_len(length + memory(sections), real=True)
     gain = _gain(sections, n, rate, x.dtype, x.device)
-    def run(x, gain): return torch.fft.irfft(torch.fft.rfft(x, n=n) * gain, n=n)[..., :length]
+
+    def run(x, gain):
+        return torch.fft.irfft(torch.fft.rfft(x, n=n).mul_(gain), n=n)[..., :length]
+
     if not zero_phase: return run(x, gain)
     x = odd_extend(x, edge, edge)
     first = x[..., :1]
-    x = run(x - first, gain) + first * gain[0].real
-    last = x[..., -1:]
-    x = run(x - last, gain.conj()) + last * gain[0].real
+    x = run(x - first, gain).add_(first * gain[0].real)
+    last = x[..., -1:].clone()
+    x = run(x.sub_(last), gain.conj()).add_(last * gain[0].real)
     return x[..., edge:length - edge]
 
 # %% ../../nbs/02_signal/01_filters.ipynb #f2057330

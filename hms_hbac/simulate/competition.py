@@ -9,7 +9,7 @@ __all__ = ['MESSY', 'PRESETS', 'Recording', 'plan_recording', 'plan', 'mixture',
 
 # %% ../../nbs/04_simulate/04_competition.ipynb #13ed58d8
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -171,21 +171,22 @@ def add_holes(rng: np.random.Generator, eeg: np.ndarray) -> None:
         eeg[where, at:at + int(rng.uniform(1, 15) * EEG_RATE)] = np.nan
 
 # %% ../../nbs/04_simulate/04_competition.ipynb #43e32c57
-def write_parquet(path: Path | str, table: pd.DataFrame, dictionary: bool = True) -> None:
-    "Write a DataFrame as parquet, atomically; `dictionary`: smaller and slower, for values that repeat."
+def write_parquet(path: Path | str,
+                  table: Mapping[str, np.ndarray],      # columns by name: a dict or a DataFrame
+                  dictionary: bool = True,              # smaller and slower, for values that repeat
+                  ) -> None:
+    "Write columns as parquet, atomically; NaN becomes null."
     import pyarrow as pa
-    import pyarrow.parquet as pq
-    columns = pa.table({name: pa.array(table[name]) for name in table.columns})
-    with atomic_write(path) as tmp: pq.write_table(columns, tmp, use_dictionary=dictionary)
+    from pyarrow import parquet
+    columns = pa.table({name: pa.array(table[name], from_pandas=True) for name in table})
+    with atomic_write(path) as tmp: parquet.write_table(columns, tmp, use_dictionary=dictionary)
 
 
-def spectrogram_table(power: np.ndarray) -> pd.DataFrame:
-    """Power (4, 100, S) as the table of a spectrogram file: `time` 1, 3, 5 ... s (int64), 400 float32
-    columns with two decimals."""
-    steps = power.shape[-1]
-    values = pd.DataFrame(np.round(power.reshape(400, steps).T, 2), columns=spectrogram_columns())
-    values.insert(0, "time", 1 + 2 * np.arange(steps, dtype=np.int64))
-    return values
+def spectrogram_table(power: np.ndarray) -> dict:
+    "Power (4, 100, S) as a spectrogram file's columns: `time` 1, 3, 5 ... s, 400 float32 of two decimals."
+    rows = np.round(power.reshape(400, -1), 2)
+    time = 1 + 2 * np.arange(rows.shape[1], dtype=np.int64)
+    return {"time": time} | dict(zip(spectrogram_columns(), rows, strict=True))
 
 # %% ../../nbs/04_simulate/04_competition.ipynb #c20bfc5e
 def write_eegs(recording: Recording, eeg: np.ndarray, out: Path | str, lead: int = 1) -> None:
@@ -196,7 +197,7 @@ def write_eegs(recording: Recording, eeg: np.ndarray, out: Path | str, lead: int
         start = int(first.spectrogram_label_offset_seconds - first.eeg_label_offset_seconds + 275
                     + lead) * EEG_RATE
         n = EEG_SAMPLES + int(rows.eeg_label_offset_seconds.max()) * EEG_RATE
-        table = pd.DataFrame(np.ascontiguousarray(eeg[:, start:start + n].T), columns=list(CHANNELS))
+        table = dict(zip(CHANNELS, eeg[:, start:start + n], strict=True))
         write_parquet(Path(out)/f"{recording.split}_eegs"/f"{eeg_id}.parquet", table)
 
 # %% ../../nbs/04_simulate/04_competition.ipynb #902b15a8

@@ -15,7 +15,7 @@ import torch
 from ..core import EEG_RATE, EEG_SAMPLES
 from ..signal.filters import butter_sections, memory, montage, repair
 from .algebra import View
-from .raw import LEFT, RIGHT, LeftRight, high_passed, quality
+from .raw import LEFT, MARGIN, RIGHT, LeftRight, high_passed, quality
 from .sequences import Sequence, filtered
 
 # %% ../../nbs/05_views/09_along.ipynb #1059b6b5
@@ -82,11 +82,11 @@ def along_sequence(v: Sequence, eeg: torch.Tensor) -> Callable | None:
 def along_sides(v: LeftRight, eeg: torch.Tensor) -> Callable | None:
     "Draws windows of (20, T) as the `LeftRight` `v`."
     length, reach = v.samples * v.stride, sides_reach(v)
-    first = (EEG_SAMPLES - length) // 2
-    if 2 * sum(reach) > EEG_SAMPLES or first <= EEG_RATE // 2: return None
+    first, margin = (EEG_SAMPLES - length) // 2, MARGIN * EEG_RATE
+    if first < margin or max(reach) > margin: return None
     def draw(make): return lambda x: make(*repair(montage("banana").derive(x)))[:, LEFT + RIGHT]
     signals = draw(lambda x, valid: high_passed(x, v))
-    parts = [Overlap(signals, eeg, EEG_SAMPLES, reach, first, first + length),
+    parts = [Overlap(signals, eeg, EEG_SAMPLES, (first,) * 2, first, first + length),
              Overlap(draw(quality), eeg, EEG_SAMPLES, (EEG_RATE,) * 2, first, first + length)]
     return lambda starts: torch.cat([p.cut(starts)[..., ::v.stride] for p in parts], 1)
 

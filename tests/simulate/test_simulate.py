@@ -154,7 +154,7 @@ def test_spectrogram_file_of_a_sinusoid():
     "10 Hz, 50 µV at F7 alone: only the chain LL has power, at 10 Hz, in two of its four differences."
     eeg = np.zeros((20, 602 * 200), np.float32)
     eeg[CHANNELS.index("F7")] = 50 * np.sin(2 * np.pi * 10 * np.arange(eeg.shape[1]) / 200)
-    table = spectrogram_table(host_spectrogram(torch.from_numpy(eeg), pad=False).numpy())
+    table = pd.DataFrame(spectrogram_table(host_spectrogram(torch.from_numpy(eeg), pad=False).numpy()))
     assert len(table) == 300 and table.time.iloc[-1] == 599
     power = table.iloc[150, 1:].to_numpy(float).reshape(4, 100)
     assert abs(SPEC_FREQUENCIES[power[PANELS.index("LL")].argmax()] - 10) < .6
