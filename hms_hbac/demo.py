@@ -38,10 +38,14 @@ def score(
     return {n: competition_kl(target, p) for n, p in members.items()}
 
 # %% ../nbs/12_demo.ipynb #12b3f087
-def brief(name: str) -> Recipe:
-    "A recipe at demo scale that is trained for a moment: one epoch a stage on a fifth of the rows."
+def brief(name: str,
+          share: float = 1.,     # of the rows
+          ) -> Recipe:
+    "A recipe at demo scale that is trained for a moment: one epoch of its first stage."
     recipe = load_recipe(name, "demo")
-    for stage in recipe.stages: stage.epochs, stage.keep, stage.keep_from, stage.mosaic_epochs = 1, .2, 0, 0
+    del recipe.stages[1:]
+    stage = recipe.stages[0]
+    stage.epochs, stage.mosaic_epochs, stage.min_votes, stage.keep, stage.keep_from = 1, 0, 0, share, 0
     return recipe
 
 # %% ../nbs/12_demo.ipynb #1437ab65
@@ -109,7 +113,7 @@ def verdicts(table: pd.DataFrame, members: list[str]) -> list[str]:
             f"The ensemble {word} its better member {best} ({column['ensemble']:.3f}, {column[best]:.3f})."]
 
 # %% ../nbs/12_demo.ipynb #27e08b6b
-MEMBERS = ("left_right_encoder", "squeezeformer")
+MEMBERS = ("left_right_encoder", "efficientnet1d")
 # so that each inference kernel has a member
 OTHERS = ("attention_b0", "multiwindow_b0", "refined_mosaic_b0", "resnet1d_gru", "panels_b0")
 
@@ -143,7 +147,7 @@ def repository_here() -> bool:
 
 # %% ../nbs/12_demo.ipynb #631c6b4a
 def rehearse_kernels(comp: Competition, out: Path, workers: int = 2) -> None:
-    """Train `OTHERS` briefly, rehearse the inference kernels on all runs, print the table.
+    """Train `OTHERS` briefly on some 40 rows, rehearse the inference kernels on all runs, print the table.
 
     `KaggleError` unless all passed."""
     from joblib import Parallel, delayed
@@ -151,7 +155,8 @@ def rehearse_kernels(comp: Competition, out: Path, workers: int = 2) -> None:
     runs.mkdir(exist_ok=True)
     for folder in (out/"runs").iterdir():
         if not (runs/folder.name).exists(): (runs/folder.name).symlink_to(folder.resolve())
-    def job(name): return delayed(train_before)(None, brief(name), comp.path, runs, 0, cores=1,
+    share = min(1., 40 / len(events(comp.train)))
+    def job(name): return delayed(train_before)(None, brief(name, share), comp.path, runs, 0, cores=1,
                                                 cache=out/"cache", log=name == OTHERS[0])
     Parallel(workers, batch_size=1)(map(job, OTHERS))
     table = rehearse(comp.path, runs, out=out/"rehearsal", scale="demo", workers=workers)

@@ -190,8 +190,7 @@ def spectrogram_table(power: np.ndarray) -> dict:
 
 # %% ../../nbs/04_simulate/04_competition.ipynb #c20bfc5e
 def write_eegs(recording: Recording, eeg: np.ndarray, out: Path | str, lead: int = 1) -> None:
-    """Cut and write the EEG files of one recording: 20 float32 columns, 50 s and as much more as the last
-    label row needs."""
+    "Cut and write a recording's EEG files: 20 float32 columns, 50 s and what the last label row needs more."
     for eeg_id, rows in recording.rows.groupby("eeg_id", sort=False):
         first = rows.iloc[0]
         start = int(first.spectrogram_label_offset_seconds - first.eeg_label_offset_seconds + 275
