@@ -19,7 +19,7 @@ def tiny_backbone(name: str) -> str:
     "timm's smallest model of the same family, an EfficientNet where there is none."
     return next((tiny for family, tiny in TINY.items() if name.startswith(family)), "test_efficientnet")
 
-
+# %% ../../nbs/07_models/10_scales.ipynb #e58d4933
 def tiny_net(net: dict) -> dict:
     "The keys of a network at demo scale."
     net = dict(net)
@@ -71,7 +71,7 @@ def small_backbone(name: str) -> str:
     "The smallest model of `name`'s family, or itself where the family is not listed."
     return next((small for family, small in SMALL.items() if name.startswith(family)), name)
 
-
+# %% ../../nbs/07_models/10_scales.ipynb #6c3a63d5
 def small_net(net: dict) -> dict:
     "The keys of a network at small scale."
     net = dict(net)

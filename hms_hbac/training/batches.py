@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['example_rows', 'consensus', 'stage_rows', 'one_training', 'epoch_order', 'plan_updates', 'share', 'part_weight',
-           'offer', 'produce', 'Prefetch', 'pinned', 'to_device', 'Resident', 'check_room', 'deal']
+           'offer', 'produce', 'Prefetch', 'pinned', 'to_device', 'fill', 'check_room', 'load_shards', 'Resident',
+           'deal']
 
 # %% ../../nbs/08_training/04_batches.ipynb #26d5d096
 import queue
@@ -155,43 +156,17 @@ def to_device(batch: dict, device: torch.device | str) -> dict:
     def moved(v): return v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) else v
     return {k: moved(v) for k, v in batch.items()}
 
-# %% ../../nbs/08_training/04_batches.ipynb #9b988fda
-class Resident:
-    """The recordings of a cache as float16 on `device`, read like `Recordings`: the windows are made there.
-
-    `kinds`: which of them (eegs, spectrograms). `HmsError` where the device has too little free memory."""
-    def __init__(self, recordings: Recordings, device: torch.device | str, kinds: Iterable[str] = KINDS):
-        self.recordings, self.device = recordings, torch.device(device)
-        wanted = recordings.index[recordings.index.kind.isin(kinds)]
-        shards = sorted(set(zip(wanted.kind, wanted.shard, strict=True)))
-        maps = {key: map_shard(recordings, *key) for key in shards}
-        check_room(sum(m.nbytes for m in maps.values()), self.device)
-        self.shards = {k: torch.from_numpy(np.array(m)).to(self.device) for k, m in maps.items()}
-
-    def start_s(self, id: int) -> float:
-        "Second at which the first row of a spectrogram stands."
-        return self.recordings.start_s(id)
-
-    def window(self, kind: str, id: int, start: int, n: int, out: torch.Tensor) -> torch.Tensor:
-        "Fill `out` (..., n) float32 with `n` steps from `start` on, NaN outside the recording."
-        out = torch.from_numpy(out) if isinstance(out, np.ndarray) else out
-        shape = self.recordings.whole(kind, id).shape                # `DataError` where there is none
-        shard, offset = self.recordings._at[kind][id][:2]
-        flat = self.shards[kind, shard][offset:offset + int(np.prod(shape))]
-        lo = min(max(start, 0), shape[-1])
-        hi = max(min(start + n, shape[-1]), lo)
-        if hi - lo < n: out.fill_(torch.nan)
-        if hi > lo: out[..., lo - start:hi - start] = flat.view(shape)[..., lo:hi]
-        return out
-
-    def eeg(self, id: int, start_sample: int, n: int, out: torch.Tensor) -> torch.Tensor:
-        "Fill `out` (20, n) with µV."
-        return self.window("eegs", id, int(start_sample), n, out)
-
-    def spectrogram(self, id: int, start_row: int, n: int, out: torch.Tensor) -> torch.Tensor:
-        "Fill `out` (4, 100, n) with power."
-        root = self.window("spectrograms", id, int(start_row), n, out)
-        return root.square_().square_()
+# %% ../../nbs/08_training/04_batches.ipynb #53cedf1d
+def fill(out: torch.Tensor,        # (..., n) float32
+         whole: torch.Tensor,      # (..., T) of any kind of float, on the same device
+         start: int) -> torch.Tensor:
+    "`out` filled with the steps of `whole` from `start` on, NaN outside."
+    n, end = out.shape[-1], whole.shape[-1]
+    lo = min(max(start, 0), end)
+    hi = max(min(start + n, end), lo)
+    if hi - lo < n: out.fill_(torch.nan)
+    if hi > lo: out[..., lo - start:hi - start] = whole[..., lo:hi]
+    return out
 
 # %% ../../nbs/08_training/04_batches.ipynb #683e5cc4
 def check_room(need: int, device: torch.device | str, spare: int = 2 << 30) -> None:
@@ -204,6 +179,43 @@ def check_room(need: int, device: torch.device | str, spare: int = 2 << 30) -> N
             where="speed.resident",
             cure="--set speed.resident=false reads it from the disk's memory maps",
         )
+
+# %% ../../nbs/08_training/04_batches.ipynb #480d05e8
+def load_shards(recordings: Recordings, device: torch.device | str, kinds: Iterable[str] = KINDS) -> dict:
+    "The shards of these kinds as float16 tensors on `device`; `HmsError` where its memory is too small."
+    wanted = recordings.index[recordings.index.kind.isin(kinds)]
+    shards = sorted(set(zip(wanted.kind, wanted.shard, strict=True)))
+    maps = {key: map_shard(recordings, *key) for key in shards}
+    check_room(sum(m.nbytes for m in maps.values()), device)
+    return {key: torch.from_numpy(np.array(m)).to(device) for key, m in maps.items()}
+
+# %% ../../nbs/08_training/04_batches.ipynb #9b988fda
+class Resident:
+    """The recordings of a cache as float16 on `device`, read like `Recordings`: the windows are made there.
+
+    `kinds`: which of them (eegs, spectrograms). `HmsError` where the device has too little free memory."""
+    def __init__(self, recordings: Recordings, device: torch.device | str, kinds: Iterable[str] = KINDS):
+        self.recordings, self.device = recordings, torch.device(device)
+        self.shards = load_shards(recordings, self.device, kinds)
+
+    def start_s(self, id: int) -> float:
+        "Second at which the first row of a spectrogram stands."
+        return self.recordings.start_s(id)
+
+    def window(self, kind: str, id: int, start: int, n: int, out: torch.Tensor) -> torch.Tensor:
+        "Fill `out` (..., n) float32 with `n` steps from `start` on, NaN outside the recording."
+        out = torch.from_numpy(out) if isinstance(out, np.ndarray) else out
+        shape = self.recordings.whole(kind, id).shape                # `DataError` where there is none
+        shard, offset = self.recordings._at[kind][id][:2]
+        flat = self.shards[kind, shard][offset:offset + int(np.prod(shape))]
+        return fill(out, flat.view(shape), start)
+
+    def eeg(self, id: int, start_sample: int, n: int, out: torch.Tensor) -> torch.Tensor:
+        "Fill `out` (20, n) with µV."
+        return self.window("eegs", id, int(start_sample), n, out)
+    def spectrogram(self, id: int, start_row: int, n: int, out: torch.Tensor) -> torch.Tensor:
+        "Fill `out` (4, 100, n) with power."
+        return self.window("spectrograms", id, int(start_row), n, out).square_().square_()
 
 # %% ../../nbs/08_training/04_batches.ipynb #a602d3f3
 def deal(rows: np.ndarray, rank: int, processes: int) -> np.ndarray:

@@ -132,7 +132,7 @@ def read_state(folder: Path) -> dict:
                               where=folder, cure=FRESH)
     return head
 
-
+# %% ../../nbs/08_training/03_checkpoints.ipynb #96953fef
 def same_run(folder: Path | str, mine: dict, theirs: dict, what: str) -> None:
     """`CheckpointError` where two identities differ.
 

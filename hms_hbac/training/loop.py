@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+# %% ../../nbs/08_training/09_loop.ipynb #0860ba6d
 from ..core import CLASSES, HmsError, RecipeError
 from ..models.losses import Loss, kl_rows, smooth_counts, smooth_shares
 from ..models.losses import loss as make_loss
@@ -168,7 +169,7 @@ def read_part(loop: Loop, epoch: int, part: Part) -> dict:
     batch, targets = loop.given.train_data.batch(part.rows, epoch), loop.state.targets
     return batch if targets is None else {**batch, "target": targets[torch.from_numpy(part.rows)]}
 
-
+# %% ../../nbs/08_training/09_loop.ipynb #8608beda
 def smoothed(settings: Recipe, target: torch.Tensor, n_votes: torch.Tensor) -> torch.Tensor:
     "Targets (B, 6) with the recipe's label smoothing; `n_votes` (B,)."
     how = settings.smoothing

@@ -37,7 +37,7 @@ def usable_precision(wanted: str) -> tuple:
         return "fp16", "precision fp16: this GPU has no bf16"
     return wanted, None
 
-
+# %% ../../nbs/08_training/06_machine.ipynb #dd0aca86
 def make_accelerator(precision: str = "fp32", track: str = None, folder: Path | str | None = None) -> Any:
     """Accelerate for this process.
 
@@ -91,7 +91,7 @@ class Stopped(SystemExit):
 
     The process exits with 128 plus the signal's number."""
 
-
+# %% ../../nbs/08_training/06_machine.ipynb #947d6144
 @contextmanager
 def listening(then: Callable[[int], object] | None = None) -> Iterator[list[int]]:
     """Yield a list that receives the first SIGINT or SIGTERM; one that comes more than a second later
@@ -159,7 +159,7 @@ def last_words(folder: Path | str) -> Iterator[None]:
             if before and sys.__stderr__: faulthandler.enable(sys.__stderr__)
     path.unlink(missing_ok=True)
 
-
+# %% ../../nbs/08_training/06_machine.ipynb #60e9e3f5
 def cause_of_death(folder: Path | str) -> str:
     "What is known about a training that left `running` behind and lives no more, one line."
     try: words = (Path(folder)/WORDS).read_text(errors="replace")

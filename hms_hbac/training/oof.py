@@ -43,7 +43,7 @@ def together(tables: list[pd.DataFrame], where: object) -> pd.DataFrame:
                             cure="remove the runs that were made with other folds")
     return pd.concat(tables, ignore_index=True)
 
-
+# %% ../../nbs/08_training/01_oof.ipynb #b741cb6b
 def read_oof(recipe: Path | str | pd.DataFrame) -> pd.DataFrame:
     """One out-of-fold table of a recipe folder, a fold folder, a parquet file, or a table.
 
@@ -57,7 +57,7 @@ def read_oof(recipe: Path | str | pd.DataFrame) -> pd.DataFrame:
         raise DataError("no finished fold with an oof.parquet", where=path, cure="train one fold to its end")
     return together([pd.read_parquet(f) for f in files], path)
 
-
+# %% ../../nbs/08_training/01_oof.ipynb #8463ce77
 def oof_kl(oof: pd.DataFrame) -> np.ndarray:
     "KL of each row of an out-of-fold table, (N,) float64."
     votes = oof[list(VOTES)].to_numpy(float)

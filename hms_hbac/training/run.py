@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+# %% ../../nbs/08_training/13_run.ipynb #354943a0
 from ..core import CheckpointError, DataError, RecipeError, read_json
 from ..data.competition import Competition, add_folds, events
 from ..data.recordings import Recordings, prepare

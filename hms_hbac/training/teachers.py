@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['lineage', 'votes_alone', 'ancestors', 'check_lineage', 'check_folds', 'teacher_folders', 'load_teacher', 'view_data',
-           'teacher_predictions', 'table_lineage', 'teacher_labels', 'ask']
+           'teacher_predictions', 'table_lineage', 'ask', 'teacher_labels']
 
 # %% ../../nbs/08_training/10_teachers.ipynb #80ad052e
 from collections.abc import Iterable
@@ -156,6 +156,19 @@ def table_lineage(labels: Labels, events: pd.DataFrame, rows: np.ndarray) -> dic
     named = {"run": f"the table {Path(labels.table).name}", "table": str(labels.table)}
     return named | {"outside": known is None, "held_out": known or [], "labels_from": []}
 
+# %% ../../nbs/08_training/10_teachers.ipynb #c24d4fe4
+def ask(recordings: Recordings, loop: Loop, name: str, teachers: str, rows: np.ndarray) -> pd.DataFrame:
+    "Predictions of recipe `name` for the events at positions `rows`, once its fits are known to be clean."
+    given, identity = loop.given, loop.given.identity
+    folders = teacher_folders(name, given.folder, identity, teachers)
+    for folder in folders:
+        record = lineage(folder)
+        check_lineage(record, held_out(identity))
+        check_folds(record, folder, given.events, identity.get("events"))
+        if record not in loop.lineages: loop.lineages.append(record)
+    if teachers == "nested": return run_predictions(folders[0].parent, given.events, identity.get("data"))
+    return teacher_predictions(loop, recordings, folders[0], rows)
+
 # %% ../../nbs/08_training/10_teachers.ipynb #aba487ef
 def teacher_labels(recordings: Recordings, loop: Loop, stage: Stage, rows: np.ndarray) -> pd.DataFrame:
     """New targets of the events at positions `rows` as `stage.labels` says.
@@ -172,16 +185,3 @@ def teacher_labels(recordings: Recordings, loop: Loop, stage: Stage, rows: np.nd
         made = [table_predictions(labels.table, events)]
     else: made = [ask(recordings, loop, name, labels.teachers, rows) for name in labels.runs]
     return mix_labels(events, rows, mean_predictions(made), labels.weight)
-
-
-def ask(recordings: Recordings, loop: Loop, name: str, teachers: str, rows: np.ndarray) -> pd.DataFrame:
-    "Predictions of recipe `name` for the events at positions `rows`, once its fits are known to be clean."
-    given, identity = loop.given, loop.given.identity
-    folders = teacher_folders(name, given.folder, identity, teachers)
-    for folder in folders:
-        record = lineage(folder)
-        check_lineage(record, held_out(identity))
-        check_folds(record, folder, given.events, identity.get("events"))
-        if record not in loop.lineages: loop.lineages.append(record)
-    if teachers == "nested": return run_predictions(folders[0].parent, given.events, identity.get("data"))
-    return teacher_predictions(loop, recordings, folders[0], rows)

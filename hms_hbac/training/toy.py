@@ -36,7 +36,7 @@ def toy_table(n: int = 330, seed: int = 0) -> tuple:
     table = table.assign(n_votes=votes.sum(1), patient_id=np.arange(n) // 4, fold=np.arange(n) // 4 % 5)
     return table, hint.astype(np.float32)
 
-
+# %% ../../nbs/08_training/07_toy.ipynb #37f537f2
 class ToyData:
     "`batch(rows, epoch)` of hints and targets; `fails_at`: the read at which the power fails."
     def __init__(self, table: pd.DataFrame, hint: np.ndarray, fails_at: int | None = None):
