@@ -96,9 +96,6 @@ def run_identity(recipe: Recipe, comp: Competition, table: pd.DataFrame, fold: i
     return own if without is None else own | {"without": int(without)}
 
 # %% ../../nbs/08_training/12_results.ipynb #1dbf1e7b
-#| export
-
-# %% ../../nbs/08_training/12_results.ipynb #b1d6dd1f
 def finished(folder: Path, identity: dict) -> bool:
     "True where `folder` holds this identity's finished run; `CheckpointError` where it holds another's."
     if not (folder/"manifest.json").exists(): return False
@@ -121,7 +118,7 @@ def same_table(folder: Path, identity: dict) -> None:
         cure = "name another --runs folder, or train every fold of the new table with --fresh"
         raise CheckpointError(what, where=folder, cure=cure)
 
-
+# %% ../../nbs/08_training/12_results.ipynb #b1d6dd1f
 def clear(folder: Path) -> None:
     "Forget a run: delete what it wrote into its folder."
     for name in ("history.csv", "manifest.json", "oof.parquet", "model.safetensors", "recipe.yaml"):
