@@ -140,7 +140,7 @@ def main():
         good, truth, predicted = inside(a.runs, names, np.array(r["shares"])[:hours])
         r["inside"] = good.mean()
         print(f"{hours} h: read in {r['read']:.0f} s ({r['cpu']:.0f} s of CPU), with all files "
-              f"{r['whole']:.0f} s, peak {r['peak_mb']:.0f} MB; {good.sum()} of {good.size} burdens inside their intervals")
+              f"{r['whole']:.0f} s, peak {r['peak_mb']:.0f} MB; {good.sum()} of {good.size} burdens inside")
         for k, c in enumerate(CLASSES):
             low, high = predicted[:, k, 1].mean(), predicted[:, k, 2].mean()
             print(f"  {c:8s} read {np.mean(r['shares'], 0)[k]:.3f}  put in {truth[:, k].mean():.3f}  "
