@@ -32,6 +32,16 @@ def test_how_to_add_a_recipe(comp_dir, tmp_path):
     assert (tmp_path / "demo/runs/slow_b0/fold0/model.safetensors").is_file()
 
 
+def test_each_promise_names_a_test_that_exists():
+    "The lines of `What is promised`, and the functions that hold them."
+    lines = re.split(r"^- ", section("What is promised"), flags=re.M)[1:]
+    there = "\n".join(p.read_text(encoding="utf-8") for p in (README.parent / "tests").rglob("test_*.py"))
+    assert len(lines) >= 10
+    for line in lines:
+        named = re.findall(r"`(test_\w+)`", line)
+        assert named and all(f"def {n}(" in there for n in named), line
+
+
 def test_links_of_the_readme_exist():
     links = re.findall(r"\]\((?!https?://|#)([^)#\s]+)", README.read_text(encoding="utf-8"))
     missing = [link for link in links if not (README.parent / link).exists()]

@@ -1,4 +1,5 @@
 "Published blends, and the command that predicts what is missing and blends it."
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -85,6 +86,52 @@ def test_the_published_weights():
     assert first["own_spectrogram_b1"] == pytest.approx(0.35 / 3)
     assert (second["own_spectrogram_b1"], second["instance_b0"]) == pytest.approx((0.175, 0.0875))
     assert set(first) == set(second)
+
+
+# as the five documents and their repositories state them; where none is stated, the parts count alike
+STATED = {
+    "cranjis": {"panels_b2": .5, "stats_b2": .5}, "cranjis-eeg": {"eeg_percentiles_b2": 1, "eeg_stats_b2": 1},
+    "cranjis-kaggle-eeg": {"cranjis": 1, "cranjis-eeg": 1},
+    "cranjis-weighted": {"panels_weighted_b2": 1, "stats_weighted_b2": 1},
+    "cranjis-global": {"panels_globalnorm_b4": 1, "stats_globalnorm_b2": 1},
+    "cranjis-mosaic": {"panels_mosaic_b0": 1, "stats_mosaic_b0": 1},
+    "cranjis-twostage": {"panels_twostage_b0": 1, "stats_twostage_b0": 1},
+    "cranjis-twostage-eeg": {"eeg_twostage_b0": 1, "eeg_stats_twostage_b0": 1},
+    "cranjis-final": {"cranjis-twostage": 1, "cranjis-twostage-eeg": 1},
+    "three-timm": {"instance_b0": 1, "dataset_b1": 1, "own_spectrogram_b1": 1},
+    "keras-inputs": {"kaggle_b2": .19, "eeg_b2": .21, "wavenet": .19, "kaggle_eeg_b2": .23,
+                     "kaggle_wavenet": .21, "eeg_wavenet": .22, "kaggle_eeg_wavenet": .24},
+    "lb29": {"resnet1d_gru": .45, "keras-inputs": .15, "three-timm": .40},
+    "balance": {"resnet1d_gru": .334, "keras-inputs": .333, "three-timm": .333},
+    "wu-n0": {"resnet1d_gru_zero_phase": .15, "refined_mosaic_b0": .50, "three-timm": .35},
+    "wu-n0-code": {"resnet1d_gru_zero_phase": .15, "refined_mosaic_b0": .50, "instance_b0": .0875,
+                   "dataset_b1": .0875, "own_spectrogram_b1": .175},
+    "david": {"multiwindow_b0": 1.2, "multiwindow_mobilenetv3": 1},
+    "richard": {"attention_b0_pseudo": .1, "attention_b0_distilled": .1, "attention_convnext_distilled": .1,
+                "attention_v2s_distilled": .2, "attention_b0": .5},
+    "four-notebooks": {"richard": .25, "david": .25, "refined_mosaic_b0": .25, "balance": .25},
+    "effnet-gru": {"smoothed_mosaic_b0": 1, "resnet1d_gru": 1},
+    "gru-bands": {"resnet1d_gru": 1, "resnet1d_gru_delta": 1, "resnet1d_gru_alpha": 1},
+}
+
+
+def stated(name):
+    "Weights of recipes, worked out from `STATED` alone."
+    total, flat = sum(STATED[name].values()), {}
+    for part, w in STATED[name].items():
+        for leaf, share in (stated(part) if part in STATED else {part: 1}).items():
+            flat[leaf] = flat.get(leaf, 0) + share * w / total
+    return flat
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_each_preset_has_the_stated_weights_and_a_row_of_the_readme(name):
+    assert preset(name) == pytest.approx(stated(name), abs=1e-3)
+    row = preset_table().set_index("preset").loc[name]
+    readme = Path(__file__).parents[2] / "README.md"
+    [line] = [t for t in readme.read_text(encoding="utf-8").splitlines() if t.startswith(f"| `{name}` |")]
+    told = f"| `{name}` | {row.source} | {row.weights} | {row.members}"
+    assert line == told + (f" ({row.note}) |" if row.note else " |")
 
 
 def test_one_command_predicts_and_blends(place, tmp_path):

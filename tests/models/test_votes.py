@@ -90,9 +90,71 @@ def test_a_table_of_label_rows_counts_an_event_once(tmp_path):
     assert found.tolist() == votes.tolist() and who.tolist() == patients.tolist()
 
 
+def scored(file, *more):
+    run = CliRunner().invoke(app, ["votes", "score", str(file), *more])
+    assert run.exit_code == 0, run.output
+    return run.output
+
+
+def test_columns_in_any_order_and_ids_of_any_kind_score_the_same(tmp_path):
+    "Other columns, whole numbers as 3.0, ids of text or mixed, gzip: the same segments, the same figures."
+    votes, patients = drawn_votes(40)
+    plain = pd.DataFrame(votes, columns=list(VOTES)).assign(patient_id=patients)
+    text = plain.assign(patient_id=[f"s{p}" for p in patients], consensus="gpd", note=None)
+    mixed = plain.astype({v: float for v in VOTES})
+    mixed["patient_id"] = [p if p % 2 else f"s{p}" for p in patients]
+    for name, table in (("plain.csv", plain), ("text.csv", text[sorted(text)[::-1]]), ("mixed.csv", mixed),
+                        ("floats.csv.gz", plain.astype(float)), ("text.parquet", text)):
+        getattr(table, "to_parquet" if name.endswith("parquet") else "to_csv")(tmp_path / name, index=False)
+    told = {p.name: numbers(scored(p)) for p in tmp_path.iterdir()}
+    assert len(told) == 5 and all(t == told["plain.csv"] for t in told.values()), told
+    parts = {p.name: sorted(numbers(scored(p, "--folds", "2"))) for p in tmp_path.iterdir()}
+    assert all(k == [1, 3, 5, 10] for k in parts.values())
+    alone = tmp_path / "alone.csv"
+    plain.drop(columns="patient_id").to_csv(alone, index=False)
+    assert "a patient of its own" in scored(alone) and numbers(scored(alone)) == told["plain.csv"]
+
+
+def test_few_raters_and_classes_that_nobody_chose(tmp_path):
+    few, none = tmp_path / "few.csv", tmp_path / "none.csv"
+    pd.DataFrame(drawn_votes(20, raters=12)[0], columns=list(VOTES)).to_csv(few, index=False)
+    assert scored(few).splitlines()[-1].endswith("kl_k5=nan kl_k10=nan")        # thirteen votes are needed
+    pd.DataFrame(drawn_votes(20, raters=5)[0], columns=list(VOTES)).to_csv(few, index=False)
+    refused = CliRunner().invoke(app, ["votes", "score", str(few)])
+    assert refused.exit_code == 1 and "no row has 9 votes" in refused.output and "cure:" in refused.output
+    out = tmp_path / "v.yaml"
+    args = ["votes", "fit", str(few), "--min-votes", "1", "--kinds", "2", "--out", str(out)]
+    assert "no held-out figures" in CliRunner().invoke(app, args).output and read_mixture(out).weights.sum()
+    votes, patients = drawn_votes(60)
+    votes[:, 0] += votes[:, 3]
+    votes[:, 3] = 0
+    pd.DataFrame(votes, columns=list(VOTES)).assign(patient_id=patients).to_csv(none, index=False)
+    args = ["votes", "fit", str(none), "--kinds", "2", "--out", str(out), "--folds", "2"]
+    assert CliRunner().invoke(app, args).exit_code == 0
+    assert posterior_shares([[0, 0, 0, 1, 0, 0]], read_mixture(out)).sum() == pytest.approx(1)
+    assert all(np.isfinite(v) for v in numbers(scored(none, "--mixture", str(out))).values())
+    both = CliRunner().invoke(app, ["votes", "score", str(none), "--mixture", str(out), "--folds", "2"])
+    assert both.exit_code == 2 and "not both" in " ".join(both.output.split())
+
+
+def test_a_random_half_of_the_real_subjects(real, tmp_path):
+    "As a table of counts that is not in the kit: the ready-made mixture keeps its figures on either half."
+    file = real / "iiic/IIIC-SPaRCNet/code_for_figures/Data/Table1/dataset1.mat"
+    votes, subjects = read_votes(file)
+    names = np.random.default_rng(5).permutation(np.unique(subjects))
+    for part in np.array_split(names, 2):
+        rows = np.isin(subjects, part)
+        table = pd.DataFrame(votes[rows], columns=list(VOTES)).assign(patient_id=subjects[rows])
+        table.to_parquet(tmp_path / "half.parquet")
+        told = numbers(scored(tmp_path / "half.parquet"))
+        assert all(told[k] <= most + .03 for k, most in TARGETS.items()), told          # its interval: ± .03
+
+
 @pytest.mark.parametrize("change, said", [
     (lambda t: t / 7, "counts, not shares"), (lambda t: -t, "whole numbers"), (lambda t: t * 0, "no votes"),
     (lambda t: t.drop(columns="gpd_vote"), "no column gpd_vote"),
+    (lambda t: t * 1e6, "from 0 to 10000"), (lambda t: t.assign(gpd_vote=np.nan), "whole numbers"),
+    (lambda t: t.assign(patient_id=[None, *"a" * (len(t) - 1)]), "row 0: no patient_id"),
                                           (lambda t: t.astype(object).replace(1, "one"), "number")])
 def test_what_is_no_table_of_counts_is_refused(tmp_path, change, said):
     table = pd.DataFrame(drawn_votes(5)[0], columns=list(VOTES))
