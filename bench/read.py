@@ -7,9 +7,8 @@ Each length is simulated as an EDF at `--rate` Hz (hour by hour, events with kno
 `--distinct` hours the first one comes again), then read in a process of its own. Channels beyond 20 are
 others, which nobody asks for. The EDF is written here record by record, because edfio wants it whole. For
 each recording: how many hourly burdens lie within the interval that the members' out-of-fold confusion
-predicts. The last line is `times_real=... times_real_of_cpu=... peak_mb=... rss_ratio=... inside=...`:
-times real time of the longest recording, the same for a second of CPU (what counts where others use the
-machine), its peak memory, that over the shortest's, and the share of its burdens inside.
+predicts. The last line is `times_real=... peak_mb=... rss_ratio=... inside=...`: times real time of the
+longest recording, its peak memory, that over the shortest's, and the share of its burdens inside.
 """
 
 import argparse
@@ -37,14 +36,14 @@ from hms_hbac.core import CLASSES
 from hms_hbac.evaluation.burden import burden
 from hms_hbac.evaluation.reading import write_reading
 reader = Reader(sys.argv[2], step=float(sys.argv[5]), device="cpu")
-begin, used = time.monotonic(), time.process_time()
+begin = time.monotonic()
 reading = reader.read(sys.argv[1], sys.argv[3], progress=False)
-seconds, cpu = time.monotonic() - begin, time.process_time() - used
+seconds = time.monotonic() - begin
 write_reading(reading, sys.argv[3])
 whole = time.monotonic() - begin
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 shares = burden(reading)[list(CLASSES)].fillna(0).to_numpy().tolist()
-print(json.dumps({"read": seconds, "cpu": cpu, "whole": whole, "peak_mb": peak, "shares": shares}))
+print(json.dumps({"read": seconds, "whole": whole, "peak_mb": peak, "shares": shares}))
 """
 
 
@@ -139,15 +138,14 @@ def main():
         got[hours] = r = json.loads(done.stdout.strip().splitlines()[-1])
         good, truth, predicted = inside(a.runs, names, np.array(r["shares"])[:hours])
         r["inside"] = good.mean()
-        print(f"{hours} h: read in {r['read']:.0f} s ({r['cpu']:.0f} s of CPU), with all files "
-              f"{r['whole']:.0f} s, peak {r['peak_mb']:.0f} MB; {good.sum()} of {good.size} burdens inside")
+        print(f"{hours} h: read in {r['read']:.0f} s, with all files {r['whole']:.0f} s, "
+              f"peak {r['peak_mb']:.0f} MB; {good.sum()} of {good.size} burdens inside their intervals")
         for k, c in enumerate(CLASSES):
             low, high = predicted[:, k, 1].mean(), predicted[:, k, 2].mean()
             print(f"  {c:8s} read {np.mean(r['shares'], 0)[k]:.3f}  put in {truth[:, k].mean():.3f}  "
                   f"expected {predicted[:, k, 0].mean():.3f} ({low:.3f} to {high:.3f} an hour)")
     long, short = max(got), min(got)
-    print(f"times_real={3600 * long / got[long]['read']:.0f} "
-          f"times_real_of_cpu={3600 * long / got[long]['cpu']:.0f} peak_mb={got[long]['peak_mb']:.0f} "
+    print(f"times_real={3600 * long / got[long]['read']:.0f} peak_mb={got[long]['peak_mb']:.0f} "
           f"rss_ratio={got[long]['peak_mb'] / got[short]['peak_mb']:.2f} inside={got[long]['inside']:.2f}")
 
 

@@ -239,10 +239,7 @@ def ensemble(
     from hms_hbac.inference.ensemble import ensemble
     if sum(map(bool, (members, preset, weights))) != 1:
         raise typer.BadParameter("name members, or --preset, or --weights", param_hint="MEMBER=WEIGHT")
-    if members:
-        named = dict(map(member_weight, members))
-        if len(named) < len(members): raise typer.BadParameter("a member is named twice")
-        raise typer.Exit(ensemble(named, out, comp=data))
+    if members: raise typer.Exit(ensemble(dict(map(member_weight, members)), out, comp=data))
     if data is None: raise typer.BadParameter("a competition folder is needed", param_hint="--data")
     if runs is None and folder is None: folder = Path(".")
     doc = presets.preset(preset) if preset else weights

@@ -21,10 +21,7 @@ class Mixup(Augment):
     """Mix a sample with a random partner of the batch, weight Beta(`alpha`, `alpha`): image, target and
     n_votes alike. Zhang et al., arXiv:1710.09412."""
     moves = False
-    def __init__(self, p: float = .3, alpha: float = .5):
-        super().__init__(p, alpha=alpha)
-        cure = "an alpha above 0"
-        if not alpha > 0: raise RecipeError(f"no Beta({alpha}, {alpha})", where="Mixup", cure=cure)
+    def __init__(self, p: float = .3, alpha: float = .5): super().__init__(p, alpha=alpha)
 
     def change(self, batch: dict, draws: Draws) -> dict:
         x, j = batch["image"], draws.partner()

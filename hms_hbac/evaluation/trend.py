@@ -200,8 +200,7 @@ border-radius:6px;padding:.2rem .7rem;margin:0 .3rem .5rem 0;cursor:pointer}
 .legend span{display:inline-block;margin-right:1rem}.legend i{display:inline-block;width:.9rem;height:.9rem;
 border-radius:3px;margin-right:.35rem;vertical-align:-.1rem}
 .warn{border:1px solid var(--line);border-left:6px solid #d55e00;border-radius:6px;padding:.5rem .9rem;
-background:var(--card);max-width:48rem}
-#overview th{white-space:normal}#overview td{white-space:normal;min-width:7rem}</style>"""
+background:var(--card);max-width:48rem}</style>"""
 BUTTONS = (("whole", "whole"), ("in", "+"), ("out", "−"), ("back", "◀"), ("on", "▶"))
 SPOKEN = {"whole": "the whole recording", "in": "zoom in", "out": "zoom out", "back": "earlier",
           "on": "later"}

@@ -18,7 +18,7 @@ import torch
 
 from ..core import EEG_RATE, EEG_SAMPLES, EEG_SECONDS, LABEL_SECONDS, PANELS, SPEC_BINS, DataError
 from ..data.quality import BLOCK, FAULTS, SHARE, block_faults, good_share, marked_blocks
-from ..data.stream import STRETCH, Stream
+from ..data.stream import Stream
 from .members import Crew
 from .rows import eeg_fault, empty_batch, first_row
 from .tta import untouched
@@ -96,10 +96,7 @@ def read_piece(stream: Stream, starts: np.ndarray, first: int, last: int, record
     a = starts[first] // BLOCK * BLOCK
     n = -(-(starts[last - 1] + EEG_SAMPLES - a) // BLOCK) * BLOCK
     eeg = stream.read(a, n)
-    marked, rails = marked_blocks(stream.marks, int(a), n // BLOCK), stream.rails()
-    minutes = [slice(i, i + STRETCH // BLOCK) for i in range(0, n // BLOCK, STRETCH // BLOCK)]
-    faults = [block_faults(eeg[:, m.start * BLOCK:m.stop * BLOCK], rails, marked[:, m]) for m in minutes]
-    faults = np.concatenate(faults, -1)
+    faults = block_faults(eeg, stream.rails(), marked_blocks(stream.marks, int(a), n // BLOCK))
     count = (faults & recorded[:, None]).sum(1)
     return Piece(first, starts[first:last], int(a), eeg, good_share(faults, recorded), count)
 

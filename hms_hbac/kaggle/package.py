@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['APART', 'PLACE', 'SENTENCES', 'KEPT', 'sha256', 'write_manifest', 'verify', 'find_repository', 'pip', 'fetch_wheel',
-           'build_package', 'build_wheel', 'blanked', 'public_recipe', 'cut_short', 'packed_state', 'pack_run',
-           'packed_blend', 'run_names', 'pack_weights']
+           'build_package', 'build_wheel', 'blanked', 'public_recipe', 'packed_state', 'pack_run', 'packed_blend',
+           'run_names', 'pack_weights']
 
 # %% ../../nbs/11_kaggle/04_package.ipynb #79fa0e78
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -170,17 +169,6 @@ def public_recipe(path: Path) -> dict:
 KEPT = ("recipe", "recipe_hash", "data", "events", "fold", "status", "kl", "kl_10", "versions")
 
 
-def cut_short(path: Path) -> bool:
-    "True for a safetensors file that is empty, or shorter than its header says."
-    size = path.stat().st_size
-    with open(path, "rb") as f:
-        length = int.from_bytes(f.read(8), "little")
-        if not size or length > 100_000_000: return not size             # no header that could be read
-        try: ends = [v["data_offsets"][1] for k, v in json.loads(f.read(length)).items() if k[:2] != "__"]
-        except (ValueError, LookupError, TypeError, AttributeError): return length + 8 > size
-    return 8 + length + max(ends, default=0) > size
-
-
 def packed_state(folder: Path) -> str:
     "`packed` for a run that can be packed, else why it cannot."
     try: manifest = read_json(folder/"manifest.json")
@@ -191,8 +179,7 @@ def packed_state(folder: Path) -> str:
     if isinstance(manifest, dict): status = manifest.get("status", "finished")
     if status != "finished": return f"left out: {status}"
     missing = [n for n in ("recipe.yaml", "model.safetensors") if not (folder/n).is_file()]
-    if missing: return f"left out: no {missing[0]}"
-    return "left out: its model is cut short" if cut_short(folder/"model.safetensors") else "packed"
+    return f"left out: no {missing[0]}" if missing else "packed"
 
 # %% ../../nbs/11_kaggle/04_package.ipynb #758d4547
 def pack_run(folder: Path, target: Path) -> None:

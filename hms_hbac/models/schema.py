@@ -66,7 +66,6 @@ class Ema(Part):
 
     @model_validator(mode="after")
     def _rises(self):
-        if self.first is None and self.decay == 1: raise ValueError("with decay 1 the mean never moves")
         if self.first is None or self.first <= self.decay: return self
         raise ValueError(f"ema rises to decay {self.decay}, but first is {self.first}")
 
@@ -97,11 +96,6 @@ class Smoothing(Part):
     few votes."""
     eps: Annotated[float, Field(ge=0, le=100)] = 0.0       # raters need none
     on: Literal["shares", "counts", "raters"] = "shares"
-
-    @model_validator(mode="after")
-    def _shares(self):
-        if self.on != "shares" or self.eps <= 1: return self
-        raise ValueError(f"eps {self.eps} of the shares is more than all of them")
 
 # %% ../../nbs/07_models/09_schema.ipynb #00225cc5
 class LeaveOut(Part):

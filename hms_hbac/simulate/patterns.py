@@ -56,7 +56,7 @@ def background_mix(sources: int = 64, eccentricity: float = .3) -> np.ndarray:
 
 # %% ../../nbs/04_simulate/01_patterns.ipynb #6634123c
 def noise(rng: np.random.Generator,
-          density: Callable[[np.ndarray], np.ndarray],  # function: frequency (Hz) -> one-sided power (µV²/Hz)
+          density: Callable[[np.ndarray], np.ndarray],  # frequency (Hz) -> one-sided power (µV²/Hz)
           channels: int,
           samples: int,
           rate: int = EEG_RATE,
@@ -80,7 +80,7 @@ def drift(rng: np.random.Generator, samples: int, seconds: float, rate: int = EE
 
 # %% ../../nbs/04_simulate/01_patterns.ipynb #70dd60bb
 KNOTS = np.array([.25, .5, 1, 2, 4, 8, 16, 32, 64, 100])                          # Hz
-LEVEL = np.array([2.5, 3.3, 3.3, 2.6, 1.2, -.4, -1.8, -3.6, -5.1, -5.7])  # ln(µV²/Hz) in a chain's difference
+LEVEL = np.array([2.5, 3.3, 3.3, 2.6, 1.2, -.4, -1.8, -3.6, -5.1, -5.7])  # ln(µV²/Hz), a chain's difference
 
 
 def draw_level(rng: np.random.Generator) -> np.ndarray:

@@ -120,7 +120,7 @@ def test_a_sequence_has_no_height(name):
                          [("HFlip(p=1.5)", "no probability"), ("TimeShift(border='zero')", "unknown border"),
                           ("Polarity(stage='late')", "unknown stage"),
                                          ("Blur()", "unknown name"), ("HFlip(often=1)", "unexpected keyword"),
-                          ("2", "no augmentation"), ("Mixup(alpha=-1)", "no Beta")])
+                          ("2", "no augmentation")])
 def test_faults_are_named(text, fault):
     with pytest.raises(RecipeError, match=fault): augment(text)
 

@@ -111,8 +111,6 @@ def test_inheritance_is_one_level(tmp_path):
     ("view: Panels()\nstages: [{epochs: 2, mosaic_epochs: 3}]", "3 mosaic epochs do not fit into 2"),
     ("view: Panels()\nstages: [{labels: {source: pseudo}}]", "need either runs or a table"),
     ("view: Panels()\nimage_augment: ['Mixupp()']", "unknown name 'Mixupp'"),
-    ("view: Panels()\nsmoothing: {eps: 5}", "more than all of them"),
-    ("view: Panels()\nema: {decay: 1}", "never moves"),
     ("view: [", "not valid YAML"),
     ("!!python/object:os.system {}", "not valid YAML"),
 ])

@@ -79,7 +79,7 @@ def test_all_stages_run(name, small):
     assert np.isfinite(history[["loss", "kl"]].to_numpy()).all()
     assert (oof.fold == 0).all() and np.allclose(oof[list(CLASSES)].sum(axis=1), 1, atol=1e-5)
     out = folder / f"{name}.csv"
-    status = predict(run, folder / "one_row", out, batch_size=1, device="cpu", progress=False)
+    status = predict(run, folder / "one_row", out, device="cpu", progress=False)
     assert status == 0, report_path(out).read_text()
     [row] = pd.read_csv(out)[list(VOTES)].to_numpy()
     assert np.isfinite(row).all() and (row > 0).all() and abs(row.sum() - 1) < 1e-6
