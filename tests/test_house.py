@@ -1,5 +1,6 @@
 """The house keeps its rules, and each check finds a planted fault."""
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -55,6 +56,8 @@ PLANTED = {      # check -> file -> (what is planted, what is said)
              CORE: ('\ndef f():\n    "Like `on_kangaroo`."\n', ["core.py, f: `on_kangaroo` is not found"])},
     "exports": {BOOK: ([("code", f"#| export\nx{i} = {i}") for i in range(3)], ["3 exports in a row"])},
     "size": {CORE: ("\n" * 300, ["core.py", "at most 300"])},
+    "lines": {CORE: (f"\n# {'µ' * 54}\n# {'µ' * 55}\n", ["core.py, line", "112 bytes, at most 110"]),
+              BOOK: ([("code", f"x = '{'–' * 36}'")], ["01_draws.ipynb, cell", "line 1: 114 bytes"])},
     "signatures": {CORE: ("\ndef planted(a, *, b: int = 1): pass\n"
                           "class Planted(HmsError):\n    def f(self) -> int: return 1\n",
                           ["planted: no annotation of a\n", "planted: no annotation of what it returns",
@@ -119,3 +122,14 @@ def test_every_module_has_its_notebook_in_a_folder_of_the_same_name():
     for folder in {b.parent for b in shared.notebooks() if b.parent.name[:2].isdigit()}:
         numbers = [p.stem.split("_")[0] for p in sorted(folder.glob("*.ipynb"))]
         assert numbers == [f"{i:02}" for i in range(1, len(numbers) + 1)], f"{folder.name}: {numbers}"
+
+
+def test_every_notebook_leads_to_the_next():
+    books = [b for b in shared.notebooks() if b.relative_to(ROOT / "nbs").parts[0][:2].isdigit()]
+    lost = []
+    for here, there in zip(books, books[1:], strict=False):
+        told = shared.cells(here, "markdown")[-1][2].split("###")[0]
+        links = {(here.parent / link).resolve() for link in re.findall(r"\]\(([^)#\s]+)", told)}
+        if "Next:" not in told or there.resolve() not in links:
+            lost.append(f"{here.relative_to(ROOT)} does not lead to {there.name}")
+    assert lost == []

@@ -1,7 +1,7 @@
 """Does the house keep its rules? Imports point upwards, names in prose exist, notebooks run what they export,
-public functions tell what they take and give.
+lines fit into a narrow window, public functions tell what they take and give.
 
-    python tools/check_house.py [imports] [text] [exports] [size] [signatures]
+    python tools/check_house.py [imports] [text] [exports] [size] [lines] [signatures]
 
 One fault a line; exit 1 if there is one.
 """
@@ -13,7 +13,7 @@ import sys
 
 from shared import ROOT, cells, is_export, modules, notebooks
 
-MOST_EXPORTS, MOST_LINES, MOST_ENTRIES = 2, 300, 18
+MOST_EXPORTS, MOST_LINES, MOST_ENTRIES, MOST_BYTES = 2, 300, 18, 110
 ENDINGS = "py|ipynb|yaml|yml|toml|ini|md|txt|csv|parquet|json|safetensors|html|whl|mat|edf"
 FILE = re.compile(rf"^[\w./*<>{{}}-]*\.({ENDINGS})$")
 NAME = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")
@@ -177,6 +177,29 @@ def size_faults(root=ROOT):
     return faults
 
 
+# lines
+
+def wide_lines(text):
+    "(number, bytes) of lines that are too long; the `__all__` that nbdev writes is left out."
+    listing = False
+    for i, line in enumerate(text.splitlines(), 1):
+        listing = listing or line.startswith("__all__ = [")
+        size = len(line.encode())
+        if size > MOST_BYTES and not listing:
+            yield i, size
+        listing = listing and not line.endswith("]")
+
+
+def line_faults(root=ROOT):
+    "Lines of code over 110 bytes (a letter such as µ or – has two or three), in files and in notebooks."
+    paths = [p for folder in ("hms_hbac", "tests", "tools", "bench") for p in (root / folder).rglob("*.py")]
+    texts = [(p, "", p.read_text(encoding="utf-8")) for p in sorted(paths) if p.name != "_modidx.py"]
+    for path in [*notebooks(root), *sorted((root / "kaggle_kernels").rglob("*.ipynb"))]:
+        texts += [(path, f"cell {i}, ", source) for i, _, source in cells(path)]
+    return [f"{path.relative_to(root)}, {cell}line {i}: {size} bytes, at most {MOST_BYTES}"
+            for path, cell, text in texts for i, size in wide_lines(text)]
+
+
 # signatures
 
 def public_functions(tree):
@@ -235,7 +258,7 @@ def signature_faults(root=ROOT):
 
 
 CHECKS = {"imports": import_faults, "text": text_faults, "exports": export_faults, "size": size_faults,
-          "signatures": signature_faults}
+          "lines": line_faults, "signatures": signature_faults}
 
 
 def main(names=()):
