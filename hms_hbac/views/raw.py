@@ -116,7 +116,7 @@ def high_passed(x: torch.Tensor, v: "LeftRight") -> torch.Tensor:
     "Repaired derivations (B, D, T) in µV as the `LeftRight` `v` filters and holds them, unit 32 µV."
     return sections_filter(x, v.filters).clamp(-1024, 1024) / 32
 
-
+# %% ../../nbs/05_views/08_raw.ipynb #a3aad8e0
 class LeftRight(View):
     """Left and right half of the head beside each other and their `quality`, (40, samples) at `stride`: 10
     left signals, 10 right, then 20 qualities; unit 32 µV, above `low` Hz (second-order, both ways). Places
@@ -150,6 +150,9 @@ WINNER_PARTS = {c.__name__: c
 _BAND = "Sequence(50, lowpass=None, montage='interleaved', zero_phase=True)"
 _MIDDLE = "Sequence(10, lowpass=None, montage='interleaved', zero_phase=True, random=False)"
 _TILES = f"Spectra({_BAND}, 64, 256, 70, 35, .5, 40)"
+VIEWS.update(WINNER_PARTS)
+
+# %% ../../nbs/05_views/08_raw.ipynb #a7c465a3
 WINNER_VIEWS = {
     "zoomed_mel": f"ZoomedMel({_BAND})",
     "sixteen": _BAND,
@@ -169,5 +172,4 @@ WINNER_VIEWS = {
     "stft_volume": f"Spectra({_BAND}, 96, 512, 200, 50, .5, 20)",
     "v2b3": f"HStack(Normalize(ZoomedMel({_BAND}, n_mels=25)), Repeat(Panels('image')))",
 }
-VIEWS.update(WINNER_PARTS)
 VIEWS.update({name: named_view(expr) for name, expr in WINNER_VIEWS.items()})
