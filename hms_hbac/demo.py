@@ -210,6 +210,7 @@ def demo(
 ) -> pd.DataFrame:
     """Simulate, prepare, train `members` at demo scale, predict, blend, rehearse the kernels,
     all under `out`: the scores."""
+    for name in members: load_recipe(name, "demo")             # a mistyped name costs no minute
     kernels = kernels and repository_here()
     out, step = Path(out), Steps(3 + 2 * len(members) + kernels)
     step(f"simulating a competition of {patients} + {test_patients} patients in {out/'competition'}")

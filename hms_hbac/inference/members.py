@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..core import VOTES, CheckpointError, HmsError, read_json
+from ..core import VOTES, CheckpointError, HmsError, RecipeError, read_json
 from .outputs import report_row
 from .rows import reason
 from .tta import transforms
@@ -134,7 +134,9 @@ def make_member(folder: Path, group: str, tta: str | list | None, device: torch.
 def load_crew(runs: Path | str | Iterable, tta: str | list | None = None,
               device: torch.device | str | None = None) -> Crew:
     "All members that `runs` names; those that fail to load become report rows of the crew."
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    try: device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError:
+        raise RecipeError(f"no device {device!r}", where="device", cure="cpu or cuda") from None
     if tta is not None: transforms(tta)  # an unknown name is a bad argument, not a broken member
     found, crew = find_runs(runs), Crew([], device)
     alike = [g.name for g in set(found.values())]
