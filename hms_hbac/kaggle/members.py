@@ -23,9 +23,6 @@ from ..core import HmsError, read_json
 from ..inference.ensemble import check_submission, ensemble
 from ..inference.outputs import report_path
 from ..inference.rows import test_ids
-from .kernels import competition_folder, write_prior
-from .package import sha256
-from ..training.run import seconds
 
 # %% ../../nbs/11_kaggle/06_members.ipynb #4b2fd7ee
 def expendable(parent: int = None) -> None:
@@ -159,6 +156,7 @@ def try_member(notebook: Path, folder: Path, limit: float, comp: Path) -> str:
     "`run_member`, with the reasons that need no process."
     if limit <= 0: return "no time was left"
     if not notebook.is_file(): return f"no notebook {notebook.name} in {notebook.parent.name}"
+    from hms_hbac.kaggle.package import sha256
     manifest = notebook.parent/"manifest.json"
     try: told = read_json(manifest)["sha256"].get(notebook.name) if manifest.is_file() else None
     except (HmsError, KeyError, AttributeError, TypeError): return "manifest.json cannot be read"
@@ -179,6 +177,9 @@ def run_members(
     """Run each member's notebook and blend into `out`.
 
     DataFrame member, weight, share, state, rows replaced, seconds."""
+    # here, since a member's process imports this module and may need no torch
+    from hms_hbac.kaggle.kernels import competition_folder, write_prior
+    from hms_hbac.training.run import seconds
     begin, comp, rows = time.monotonic(), comp or competition_folder(), []
     write_prior(comp, out)
     print(f"{Path(out).name} holds the prior; now {len(members)} members", flush=True)
