@@ -23,7 +23,7 @@ test: $(VENV)/ready  ## sync check, every notebook in its own process, pytest
 	$(BIN)/ruff check -q
 	$(BIN)/python tools/test_notebooks.py
 	@$(BIN)/python tools/test_versions.py --last
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests
 
 quick: $(VENV)/ready ## sync check, lint, notebooks and tests of what changed; under 90 s
 	$(BIN)/python tools/check_sync.py

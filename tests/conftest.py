@@ -7,6 +7,17 @@ from pathlib import Path
 
 import pytest
 
+# files that take longest, the longest first
+LONG = ("test_kaggle_kernels", "test_demo", "test_kaggle_training", "test_processes", "test_jupyterlab",
+        "test_overfit", "test_kaggle_members", "test_faults", "test_view_pictures", "test_resume",
+        "test_stages", "test_training", "test_predict", "test_reader", "test_views", "test_gpu",
+        "test_readme")
+
+
+def pytest_collection_modifyitems(items):
+    "Long files first, so that all workers end together; `--no-loadscope-reorder` keeps this order."
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
 
 @pytest.fixture(scope="session")
 def comp_dir(tmp_path_factory):
