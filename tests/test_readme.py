@@ -1,8 +1,9 @@
 """What the README tells a newcomer to type works as it stands."""
 import re
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
+
+from apart import apart, command
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 
@@ -25,10 +26,9 @@ def test_how_to_add_a_recipe(comp_dir, tmp_path):
     (tmp_path / "demo/competition").symlink_to(comp_dir)
     for line in blocks["sh"].strip().splitlines():
         assert line.startswith("hms-hbac ")
-        command = [sys.executable, "-m", "hms_hbac", *line.split()[1:]]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280)
-        assert done.returncode == 0, line + done.stdout + done.stderr
-    assert "slow_b0" in done.stdout                     # the table of runs
+        status, said = apart(partial(command, place=tmp_path), *line.split()[1:])
+        assert status == 0, line + said
+    assert "slow_b0" in said                            # the table of runs
     assert (tmp_path / "demo/runs/slow_b0/fold0/model.safetensors").is_file()
 
 

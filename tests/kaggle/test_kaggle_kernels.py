@@ -124,22 +124,14 @@ def test_what_a_kernel_sees(comp_dir, runs, wheel, tmp_path):
     """The package from the wheel, an empty working folder, no network, inputs that cannot be written.
 
     In either kind of isolation."""
-    folder = probe(tmp_path / "kernels", "probe", LOOK)
-    folder = probe(folder, "change", CHANGE)
+    folder = probe(tmp_path / "kernels", "probe", LOOK, CHANGE)
     for isolate in {can_isolate(), False}:
         comp = shutil.copytree(comp_dir, tmp_path / f"comp{isolate}")
-        table = rehearse(
-            comp,
-            runs,
-            ["probe", "change"],
-            folder=folder,
-            out=tmp_path/f"out{isolate}",
-            wheel=wheel,
-            isolate=isolate,
-            compare=False,
-        ).set_index("kernel")
-        assert table.state["probe"] == "ok"
-        assert table.state["change"] == ("ok" if isolate else "changed an input")
+        out = tmp_path / f"out{isolate}"
+        table = rehearse(comp, runs, ["probe"], folder=folder, out=out, wheel=wheel, isolate=isolate,
+                         compare=False)
+        # an error of the first cell would be the state
+        assert table.state[0] == ("ok" if isolate else "changed an input")
         assert ((comp / "test.csv").stat().st_size > 0) == isolate
 
 
@@ -149,7 +141,8 @@ def test_limits_errors_and_missing_inputs(comp_dir, runs, wheel, tmp_path):
         "hang",
         "from hms_hbac.kaggle.kernels import competition_folder, write_prior\n"
         "write_prior(competition_folder(), 'submission.csv')",
-        "while True: pass",
+        "import time",
+        "time.sleep(600)",
     )
     folder = probe(folder, "broken", "1/0 # submission.csv")
     folder = probe(folder, "alone", "", kernel_sources=["ann/hms-train-panels"])
