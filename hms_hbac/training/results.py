@@ -103,7 +103,9 @@ def finished(folder: Path, identity: dict) -> bool:
     if not isinstance(manifest, dict):
         raise CheckpointError("the manifest is not a mapping", where=folder, cure="begin again with --fresh")
     same_run(folder, identity, {k: manifest[k] for k in identity if k in manifest}, "the folder holds")
-    return manifest.get("status") == "finished" and (folder/"model.safetensors").exists()
+    model = folder/"model.safetensors"
+    whole = model.is_file() and model.stat().st_size > 0               # else it is written once more
+    return manifest.get("status") == "finished" and whole
 
 
 def same_table(folder: Path, identity: dict) -> None:

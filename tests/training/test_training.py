@@ -104,6 +104,11 @@ def test_finished_is_skipped_and_strangers_are_refused(runs, comp_dir, recipe, t
     cache = runs.parent / "cache"
     assert train(recipe, comp_dir, runs, 0, cache=cache, log=False) == folder
     assert (folder / "model.safetensors").stat().st_mtime_ns == before
+    shutil.copytree(folder, tmp_path / "runs/panels_twostage_b0/fold0")
+    lost = tmp_path / "runs/panels_twostage_b0/fold0/model.safetensors"
+    lost.write_bytes(b"")                                                # as a full disk leaves it
+    train(recipe, comp_dir, tmp_path / "runs", 0, cache=cache, log=False)
+    assert lost.read_bytes() == (folder / "model.safetensors").read_bytes()
     with pytest.raises(CheckpointError, match="recipe_hash(.|\n)*--fresh"):
         train(recipe.model_copy(update={"seed": 7}), comp_dir, runs, 0, cache=cache, log=False)
 
