@@ -449,7 +449,7 @@ def slow_weights(place):
     os.chdir(place)
     os.dup2(os.open("../said.txt", os.O_CREAT | os.O_WRONLY), 2)
     sys.stderr = open(2, "w", closefd=False)
-    signal.signal(signal.SIGINT, signal.default_int_handler)       # a suite in a shell's background ignores it
+    signal.signal(signal.SIGINT, signal.default_int_handler)     # a shell's background ignores it
     package.pack_run = slow
     app(["kaggle", "weights", "runs", "--out", "w"])
 
