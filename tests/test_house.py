@@ -55,7 +55,8 @@ PLANTED = {      # check -> file -> (what is planted, what is said)
                     ["`shuffle_gently` is not found", "says room", "leads nowhere", "has no heading"]),
              CORE: ('\ndef f():\n    "Like `on_kangaroo`."\n', ["core.py, f: `on_kangaroo` is not found"])},
     "exports": {BOOK: ([("code", f"#| export\nx{i} = {i}") for i in range(3)], ["3 exports in a row"])},
-    "size": {CORE: ("\n" * 300, ["core.py", "at most 300"])},
+    "size": {CORE: ("\n" * 300, ["core.py", "at most 300"]),
+             BOOK: ([("markdown", "x" * 2**20)], ["01_draws.ipynb: 1,", "bytes, at most 1,048,576"])},
     "lines": {CORE: (f"\n# {'µ' * 54}\n# {'µ' * 55}\n", ["core.py, line", "112 bytes, at most 110"]),
               BOOK: ([("code", f"x = '{'–' * 36}'")], ["01_draws.ipynb, cell", "line 1: 114 bytes"])},
     "signatures": {CORE: ("\ndef planted(a, *, b: int = 1): pass\n"

@@ -14,6 +14,7 @@ import sys
 from shared import ROOT, cells, is_export, modules, notebooks
 
 MOST_EXPORTS, MOST_LINES, MOST_ENTRIES, MOST_BYTES = 2, 300, 18, 110
+MOST_WEIGHT = 2**20              # bytes of a notebook, its pictures with it
 ENDINGS = "py|ipynb|yaml|yml|toml|ini|md|txt|csv|parquet|json|safetensors|html|whl|mat|edf"
 FILE = re.compile(rf"^[\w./*<>{{}}-]*\.({ENDINGS})$")
 NAME = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")
@@ -165,7 +166,7 @@ def export_faults(root=ROOT):
 
 
 def size_faults(root=ROOT):
-    "Modules over 300 lines, a top level with too many entries."
+    "Modules over 300 lines, a top level with too many entries, notebooks and kernels over 1 MiB."
     faults = []
     for path in (root / "hms_hbac").rglob("*.py"):
         lines = len(path.read_text(encoding="utf-8").splitlines())
@@ -174,6 +175,11 @@ def size_faults(root=ROOT):
     entries = [p.name for p in (root / "hms_hbac").iterdir() if p.name != "__pycache__"]
     if len(entries) > MOST_ENTRIES:
         faults.append(f"hms_hbac/: {len(entries)} entries at the top, at most {MOST_ENTRIES}")
+    for path in [*notebooks(root), *sorted((root / "kaggle_kernels").rglob("*.ipynb"))]:
+        size = path.stat().st_size
+        if size > MOST_WEIGHT:
+            cure = "smaller figures, then tools/small_pictures.py"
+            faults.append(f"{path.relative_to(root)}: {size:,} bytes, at most {MOST_WEIGHT:,}: {cure}")
     return faults
 
 
