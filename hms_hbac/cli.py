@@ -115,11 +115,12 @@ def open_eeg(
     out: Annotated[Path, typer.Argument(help="competition folder to write; it must not exist yet")],
 ) -> None:
     "Make a competition folder of real EEG from two public repositories (ODC-By)."
-    from hms_hbac.data.open_eeg import open_eeg
+    from hms_hbac.data.open_eeg import open_eeg, parts_missing
     table, faults = open_eeg(folder, out)
     columns = ["eeg_id", "source", "consensus", "n_votes", "remarks"]
     print(table[columns].to_string(index=False, max_colwidth=80))
     for fault in faults: print(f"left out: {fault}")
+    for part in parts_missing(folder): print(f"not all is here: {part}")
     print(f"{len(table)} segments of real EEG in {out}; {out}/SOURCES.md names what to cite")
 
 # %% ../nbs/13_cli.ipynb #687d0d9b

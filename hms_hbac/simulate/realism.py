@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 
 from ..core import CHAINS, CHANNELS, CLASSES, EEG_RATE, PANELS, SPEC_FREQUENCIES, SPEC_STEPS, DataError
-from ..data.open_eeg import load_mat, read_segments
+from ..data.open_eeg import read_segments
 from ..signal.spectrogram import host_spectrogram
 from .competition import Recording, render
 
@@ -44,12 +44,9 @@ def real_segments(folder: Path | str) -> list:
         if isinstance(found, DataError):
             warnings.warn(f"left out: {found}", stacklevel=2)
             continue
-        panels = None
-        if found.recorded:            # all columns, however many: no feature needs their clock
-            cells = load_mat(next(folder.rglob(f"{found.source}.mat")), "Sdata")[0]
-            panels = {str(np.ravel(name)[0]): np.asarray(power, float) for name, power in cells}
         eeg = found.eeg[:, MIDDLE].astype(np.float32)
-        out.append(Segment(found.source, found.votes / found.votes.sum(), eeg, panels))
+        # panels with all their columns, however many: no feature needs their clock
+        out.append(Segment(found.source, found.votes / found.votes.sum(), eeg, found.panels))
     if not out: raise DataError("no segments with votes", where=folder, cure="see hms-hbac open-eeg")
     return out
 

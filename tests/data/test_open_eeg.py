@@ -11,6 +11,7 @@ import torch
 from scipy.io import loadmat, savemat
 from toy_files import cells, write_clones
 
+from hms_hbac.cli import open_eeg as print_open_eeg
 from hms_hbac.core import CHANNELS, CLASSES, VOTES, DataError
 from hms_hbac.data.check import check
 from hms_hbac.data.competition import Competition
@@ -104,6 +105,8 @@ def test_odd_names_are_named(clones, name, text):
         ({"seg": np.zeros((10_000, 20))}, "seg is f(10000, 20), not numbers of shape (20, 10000)"),
         ({"seg": np.zeros((20, 9_999))}, "seg is f(20, 9999), not numbers of shape (20, 10000)"),
         ({"seg": "text"}, "seg is U(1,), not numbers of shape (20, 10000)"),
+        ({"seg": np.full((20, 10_000), np.nan)}, "seg holds no finite numbers, or some beyond a billion"),
+        ({"seg": np.full((20, 10_000), np.inf)}, "seg holds no finite numbers, or some beyond a billion"),
     ],
 )
 def test_windows_of_another_kind_are_named(clones, more, text):
@@ -112,12 +115,45 @@ def test_windows_of_another_kind_are_named(clones, more, text):
     assert len(list(read_segments(clones))) == 3  # the others are there
 
 
-@pytest.mark.parametrize("data", [b"", b"no MATLAB file at all", b"MATLAB 5.0 MAT-file" + bytes(200)])
-def test_foreign_files_are_named(clones, data):
+@pytest.mark.parametrize(
+    "data, text",
+    [
+        (b"", "cannot be read"),
+        (b"no MATLAB file at all", "cannot be read"),
+        (b"MATLAB 5.0 MAT-file" + bytes(200), "cannot be read"),
+        (b"MATLAB 7.3 MAT-file, Platform: GLNXA64".ljust(512) + b"\x89HDF" + bytes(200), "of version 7.3"),
+        (b"\x89HDF" + bytes(1000), "of version 7.3"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a pointer of Git LFS"),
+    ],
+)
+def test_foreign_files_are_named(clones, data, text):
     path = clones / "IIIC-IRR/code_for_figures/Data/eFigure2/K_Sample11.mat"
     path.write_bytes(data)
-    assert len(found := faults_of(clones)) == 1 and found[0].startswith("K_Sample11.mat: ")
-    path.write_bytes(data)
+    (found,) = faults_of(clones)
+    assert found.startswith("K_Sample11.mat: ") and text in found
+
+
+def test_two_files_with_one_number_and_a_row_of_the_table_that_cannot_be_used(clones):
+    data = clones / "IIIC-SPaRCNet/code_for_figures/Data"
+    pairs = clones / "IIIC-IRR/code_for_figures/Data/eFigure2"
+    (pairs / "B_Sample11.mat").write_bytes((pairs / "K_Sample11.mat").read_bytes())
+    table = loadmat(data / "Figure3/samples.mat")["LUT"]
+    table[0, 0][0, 1] = np.array([[0, 0.5, 0.5, 0, 0, 0]])
+    table[0, 0][1, 2] = np.full((1, 6), np.nan)
+    savemat(data / "Figure3/samples.mat", {"LUT": table})
+    found = faults_of(clones)
+    assert found[0].startswith("K_Sample11.mat: is there twice") and "B_Sample11.mat" in found[0]
+    assert found[1:] == ["SZ_sample1.mat: no valid votes"]  # the other row counts, without probabilities
+    kept = {s.source: s for s in read_segments(clones) if not isinstance(s, DataError)}
+    assert sorted(kept) == ["B_Sample11", "GRDA_sample2"] and np.isnan(kept["GRDA_sample2"].sparcnet).all()
+
+
+def test_what_the_clones_lack_is_told(clones, tmp_path, capsys):
+    (clones / "IIIC-IRR/code_for_figures/Data/eFigure2/K_Sample11.mat").unlink()
+    print_open_eeg(clones, tmp_path / "out")
+    told = capsys.readouterr().out
+    assert "2 of 24 windows" in told and "0 of 20 pairs" in told and "2 segments of real EEG" in told
+    assert f"bdsp-core/IIIC-IRR {clones}/IIIC-IRR" in told
 
 
 @pytest.mark.parametrize(
