@@ -150,6 +150,24 @@ def test_a_random_half_of_the_real_subjects(real, tmp_path):
         assert all(told[k] <= most + .03 for k, most in TARGETS.items()), told          # its interval: ± .03
 
 
+@pytest.mark.parametrize("keys, patients", [
+    (None, 60), (lambda w: [f"sparcnet_subject{p}_{i}" for i, p in enumerate(w)], 15),
+    (lambda w: np.array([[f"s{p}-{i}"] for i, p in enumerate(w)], object), 15), (lambda w: w[:, None], 15),
+    (lambda w: [f"subject_{p}" for p in w], 15)])
+def test_single_ratings_of_any_number_of_raters_with_keys_of_any_form(tmp_path, keys, patients):
+    "Twenty raters or 124, most of them not asked, keys as text, cells, numbers, or none: the same figures."
+    from scipy.io import savemat
+    rng = np.random.default_rng(0)
+    votes, who = drawn_votes(15, rows=4, raters=18)
+    given = [np.r_[np.repeat([1, 2, 3, 4, 5, 0], v), [np.nan] * 106] for v in votes]
+    rated = np.stack([rng.permutation(row) for row in given])
+    savemat(tmp_path / "y.mat", {"Y": rated} | ({"keys": keys(who)} if keys else {}))
+    found, names = read_votes(tmp_path / "y.mat")
+    assert found.tolist() == votes.tolist() and len(np.unique(names)) == patients
+    told = scored(tmp_path / "y.mat")
+    assert len(numbers(told)) == 4 and ("a patient of its own" in told) == (keys is None)
+
+
 @pytest.mark.parametrize("change, said", [
     (lambda t: t / 7, "counts, not shares"), (lambda t: -t, "whole numbers"), (lambda t: t * 0, "no votes"),
     (lambda t: t.drop(columns="gpd_vote"), "no column gpd_vote"),
@@ -166,9 +184,10 @@ def test_what_is_no_table_of_counts_is_refused(tmp_path, change, said):
 def test_files_of_another_kind_are_refused(tmp_path):
     from scipy.io import savemat
     (tmp_path / "a.mat").write_bytes(b"no matlab")
+    (tmp_path / "h.mat").write_bytes(b"MATLAB 7.3 MAT-file".ljust(512) + b"\x89HDF")
     savemat(tmp_path / "b.mat", {"X": np.zeros(3)})
     savemat(tmp_path / "c.mat", {"Y": np.full((3, 4), 7.)})
-    for name, said in (("a.mat", "MATLAB"), ("b.mat", "no table Y"), ("c.mat", "no class")):
+    for name, said in (("a.mat", "MATLAB"), ("b.mat", "no table Y"), ("c.mat", "no class"), ("h.mat", "7.3")):
         with pytest.raises(DataError, match=said):
             read_votes(tmp_path / name)
     (tmp_path / "v.yaml").write_text("kinds: [{weight: .5}]")
