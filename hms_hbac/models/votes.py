@@ -55,7 +55,7 @@ def posterior_shares(counts: np.ndarray, mixture: Mixture) -> np.ndarray:
 
 # %% ../../nbs/07_models/05_votes.ipynb #2db39e5c
 def subjects_of(keys: np.ndarray) -> np.ndarray:
-    """Whose segment each key names: keys are `subject_segment`, so the number behind the last separator goes
+    """Whose segment each key names: a subject, a separator and the segment's number, which goes
     (unless that would leave one subject for all); numbers stand for subjects."""
     names = [str(np.ravel(k)[0]).strip() if np.size(k) else "" for k in np.ravel(keys)]
     short = [re.sub(r"[_/ -]+(seg|segment|epoch)?[_ -]?\d+$", "", n, flags=re.I) for n in names]
