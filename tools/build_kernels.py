@@ -66,13 +66,15 @@ TOTAL = "8h30m"
 
 members = run_members(MEMBERS, notebooks=wheel.parent, out="submission.csv", limits=LIMITS, total=TOTAL)'''
 
-# The members of `submit-ensemble`: kernel -> the preset whose weights its GROUPS are; or None.
+# The members of `submit-ensemble`: kernel -> the preset whose weights its GROUPS are; or None. Then those of
+# the kernels that stand alone.
 MEMBERS = {
     "infer-attention": "richard",
     "infer-multiwindow": "david",
     "infer-refined": None,
     "infer-balance": "balance",
 }
+ALONE = {"infer-panels": "cranjis-final"}
 PUBLISHED = "The weights are those of the published blend."
 INFERRED = {
     "infer-attention": ("Inference: the attention systems (Richard)", PUBLISHED),
@@ -84,7 +86,8 @@ INFERRED = {
     ),
     "infer-panels": (
         "Inference: two-stage systems on Kaggle's spectrograms and on those of the EEG (Cranjis)",
-        "Both in equal parts; the published weights are not stated. Not a member of `submit-ensemble`.",
+        "The final blend of four, in equal parts, for its weights were not stated. Not a member of "
+        "`submit-ensemble`.",
     ),
     "infer-winners": (
         "Inference: what the first places showed their networks, and one later system",
@@ -109,10 +112,8 @@ WINNERS = (
 )
 WHOLE = {
     "infer-refined": {"refined_mosaic_b0": 1.0},
-    "infer-panels": {"panels_twostage_b0": 0.5, "eeg_twostage_b0": 0.5},
     "infer-winners": dict.fromkeys(WINNERS, 1 / len(WINNERS)),
 }
-DEMO = {"infer-panels": {"panels_twostage_b0": .5, "eeg_twostage_b0": .5, "panels_b0": 1.0}}
 LIMITS = {"infer-attention": "3h", "infer-multiwindow": "2h", "infer-refined": "1h", "infer-balance": "2h"}
 TITLES = {
     "train-attention": "Training: the attention systems (Richard)",
@@ -127,7 +128,13 @@ TITLES = {
 def groups_of(name):
     "{recipe: weight} of an inference kernel."
     from hms_hbac.inference.presets import preset
-    return WHOLE[name] if name in WHOLE else {r: round(w, 6) for r, w in preset(MEMBERS[name]).items()}
+    if name in WHOLE: return WHOLE[name]
+    return {r: round(w, 6) for r, w in preset((MEMBERS | ALONE)[name]).items()}
+
+
+def demo_of(name):
+    "What stands in for the members at demo scale, where the demo trains other recipes; or None."
+    return groups_of(name) | {"panels_b0": 1.0} if name == "infer-panels" else None
 
 
 def label_sources(name):
@@ -234,7 +241,7 @@ def files():
         )
     for name, (title, weights) in INFERRED.items():
         member = "" if name not in MEMBERS else ", and a member of `submit-ensemble`"
-        cell = INFER.format(groups=written(groups_of(name)), demo=written(DEMO.get(name)))
+        cell = INFER.format(groups=written(groups_of(name)), demo=written(demo_of(name)))
         out |= kernel(name, title, f"A valid submission by itself{member}. {weights}", cell, "members",
                       datasets=("hms-hbac-wheel", "hms-hbac-weights"))
     cell = SUBMIT.format(members=written(dict.fromkeys(MEMBERS, .25)), limits=written(LIMITS))

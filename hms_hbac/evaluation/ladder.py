@@ -122,6 +122,7 @@ def rung_recipe(name: str, recipe: str, changes: Sequence[str], where: Place) ->
     for stage in made.stages:
         stage.epochs = max(1, round(where.epochs / len(made.stages)))
         stage.mosaic_epochs = min(stage.mosaic_epochs, stage.epochs // 2)
+        stage.warmup.epochs = min(stage.warmup.epochs, stage.epochs // 2)
     return made.model_copy(update={"name": name})
 
 # %% ../../nbs/10_evaluation/11_ladder.ipynb #d7ea86c6

@@ -261,7 +261,7 @@ class Recipe(Architecture):
     stages: Annotated[list[Stage], Field(min_length=1, max_length=50)] = [Stage()]
     evals_per_epoch: Count = 1
     select_min_votes: Votes = 0            # validation rows with so many votes choose the best weights
-    patience: Votes | None = None       # evaluations without a better score before a stage ends early
+    patience: Count | None = None       # so many evaluations without a better score end a stage
     folds: Annotated[int, Field(gt=1, le=1000)] = 5
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
     tta: list[Literal["flip_lr", "flip_time", "shift"]] = []

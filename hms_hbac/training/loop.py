@@ -273,7 +273,7 @@ def evaluate(loop: Loop) -> None:
     best = p.best is None or chosen < p.best
     if best: p.best, p.since_best, state.best_weights = chosen, 0, copy_weights(system)
     else: p.since_best += 1
-    p.stopped = loop.settings.patience is not None and p.since_best > loop.settings.patience
+    p.stopped = loop.settings.patience is not None and p.since_best >= loop.settings.patience
     p.history.append(history_row(loop, total / max(rows, 1), kl, chosen if judged else math.nan, best))
     loop.loss_sum.zero_()
     p.segment_rows, p.segment_seconds, loop.clock.seen = 0, 0.0, time.monotonic()

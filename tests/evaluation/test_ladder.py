@@ -50,6 +50,15 @@ def test_the_last_rung_is_the_first_with_another_seed(path):
     assert rungs[-1] == (rungs[-1].name, ["seed=7"], "", rungs[0].name)
 
 
+def test_a_warm_up_ends_before_its_stage():
+    "A rung of few epochs has the mosaics and the warm-up of its recipe in half of them at most."
+    for epochs, wanted in ((4, 1), (1, 0)):
+        where = Place(None, None, None, "demo", (0,), epochs)
+        few, many = rung_recipe("two", "stats_twostage_b0", (), where).stages
+        assert (few.epochs, few.mosaic_epochs, few.warmup.epochs) == (max(1, epochs // 2), wanted, wanted)
+        assert (many.mosaic_epochs, many.warmup.epochs) == (0, 0)
+
+
 def test_a_ladder_of_one_rung_has_a_picture():
     "Nothing lies below it, so `steps` makes no column of changes: its KL and its floor are drawn."
     kl = {"below": "", "kl": 1., "kl_10": .9, "floor": .4, "floor_10": .1, "wall_s": 3}

@@ -95,7 +95,7 @@ STATED = {
     "cranjis-weighted": {"panels_weighted_b2": 1, "stats_weighted_b2": 1},
     "cranjis-global": {"panels_globalnorm_b4": 1, "stats_globalnorm_b2": 1},
     "cranjis-mosaic": {"panels_mosaic_b0": 1, "stats_mosaic_b0": 1},
-    "cranjis-twostage": {"panels_twostage_b0": 1, "stats_twostage_b0": 1},
+    "cranjis-twostage": {"panels_twostage_4conf_b0": 1, "stats_twostage_b0": 1},
     "cranjis-twostage-eeg": {"eeg_twostage_b0": 1, "eeg_stats_twostage_b0": 1},
     "cranjis-final": {"cranjis-twostage": 1, "cranjis-twostage-eeg": 1},
     "three-timm": {"instance_b0": 1, "dataset_b1": 1, "own_spectrogram_b1": 1},

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from hms_hbac.core import KaggleError, read_json, write_json
 from hms_hbac.draws import seed_everything
 from hms_hbac.inference.ensemble import check_submission
+from hms_hbac.inference.presets import preset
 from hms_hbac.kaggle.commands import kaggle_app
 from hms_hbac.kaggle.package import build_wheel
 from hms_hbac.kaggle.place import can_isolate
@@ -88,7 +89,7 @@ def test_one_kernel_in_the_old_form_without_namespaces(comp_dir, runs, wheel, tm
     assert passed(table), table.to_string()
     assert "ann" not in (tmp_path / "out/weights/weights.yaml").read_text()
     last = nbformat.read(tmp_path / "out/infer-panels/executed.ipynb", 4).cells[-1].outputs
-    assert "refined_mosaic_b0" in str(last) and "panels_twostage_b0" not in str(last)
+    assert "refined_mosaic_b0" in str(last) and "panels_twostage_4conf_b0" not in str(last)
     assert (tmp_path / "out/infer-panels/input/hms-hbac-wheel").is_symlink()
 
 
@@ -173,7 +174,7 @@ def test_nothing_attached_does_not_pass(comp_dir, wheel, tmp_path):
     table = rehearse(comp_dir, None, ["infer-panels"], out=tmp_path, wheel=wheel, scale="full")
     assert not passed(table) and "the prior" in table.submission[0] and table.state[0] == "ok"
     report = pd.read_csv(tmp_path / "infer-panels/working/prediction_report.csv", dtype=str)
-    assert {"panels_twostage_b0", "eeg_twostage_b0"} <= set(report.member)
+    assert set(preset("cranjis-final")) <= set(report.member)
 
 
 def test_wheel_and_weights_commands(runs, tmp_path):

@@ -30,6 +30,10 @@ def test_submit_ensemble_is_the_four_notebook_blend():
         "infer-attention": .25, "infer-multiwindow": .25, "infer-refined": .25, "infer-balance": .25}
 
 
+def test_the_kernel_that_stands_alone_is_the_final_blend():
+    assert settings("infer-panels")["GROUPS"] == pytest.approx(preset("cranjis-final"), abs=2e-6)
+
+
 def test_only_published_weights_are_called_published():
     known = [preset(n) for n in ("richard", "david", "balance")]
     for path in KERNELS.glob("infer-*/*.ipynb"):

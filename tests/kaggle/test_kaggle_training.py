@@ -21,7 +21,7 @@ def test_training_pauses_and_goes_on(comp_dir, tmp_path):
         comp_dir, None, ["train-panels"], out=tmp_path/"first", wheel=wheel, env={"HMS_TIME_BUDGET": "1s"}
     )
     assert passed(first), first.to_string()
-    manifest = Path("runs/panels_twostage_b0/fold0/manifest.json")
+    manifest = Path("runs/panels_twostage_4conf_b0/fold0/manifest.json")
     working = tmp_path / "first/train-panels/working"
     before = read_json(working / manifest)
     assert before["status"] == "paused" and 0 < before["updates"] < before["updates_planned"]

@@ -150,6 +150,13 @@ def test_files_that_would_harm_are_named(tmp_path, text, message):
     assert message in str(e.value) and len(str(e.value)) < 3000
 
 
+def test_rows_of_all_votes_may_choose_if_the_recipe_says_so(tmp_path):
+    stages = "view: Panels()\nstages: [{name: a}, {name: b, min_votes: 6}]\n"
+    for n in (0, 6):
+        path = write(tmp_path, stages + f"select_min_votes: {n}", f"r{n}")
+        assert load_recipe(path).select_min_votes == n == load_recipe(path, "demo").select_min_votes
+
+
 def test_an_alias_bomb_ends_at_once(tmp_path):
     "Nine levels of nine references each would unfold into 400 million values."
     text = "a: &a [x, x, x, x, x, x, x, x, x]\n"
@@ -190,8 +197,8 @@ def test_a_recipe_of_the_first_layout_keeps_its_hash(tmp_path):
 def test_vote_rules_of_the_two_stage_recipes():
     """What the originals did, as keys: unweighted warm-up, best score forgotten, one training in two stages,
     rows left out."""
-    for name in ("panels_mosaic_b0", "stats_mosaic_b0", "panels_twostage_b0", "stats_twostage_b0",
-                 "eeg_twostage_b0"):
+    for name in ("panels_mosaic_b0", "stats_mosaic_b0", "panels_twostage_b0", "panels_twostage_4conf_b0",
+                 "stats_twostage_b0", "eeg_twostage_b0", "eeg_stats_twostage_b0"):
         stage = load_recipe(name).stages[0]
         assert stage.warmup.model_dump() == {"epochs": stage.mosaic_epochs, "weighted": False,
                                              "reset_best": True}
@@ -213,6 +220,10 @@ raw_image_b0 avoided attention_b0
 attention_b0 ours 300 columns that a test row has (blank margins)
 attention_b0_pseudo ours teachers that have not seen the patients on whom the student is judged
 attention_b0_pseudo avoided leaks
+attention_b0_pseudo original validation fold's rows below 7 votes moved into training
+panels_twostage_b0 ours by the rows with 5 votes or more
+wavenet ours schedule and epochs are ours
+instance_b0 original plain shuffled folds
 attention_b0_distilled original weight .1
 attention_convnext_distilled original weight .1
 attention_v2s_distilled original weight .2

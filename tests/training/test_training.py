@@ -179,17 +179,14 @@ def test_time_budget_pauses_and_goes_on(runs, comp_dir, recipe, tmp_path):
     assert a.keys() == b.keys() and all(a[k].equal(b[k]) for k in a)
 
 
-def test_patience_ends_a_stage(tmp_path):
-    flat = toy_settings(
-        epochs=9,
-        patience=2,
-        stages=[{}],
-        optimizer=toy_optimizer("sgd", lr=1e-9, weight_decay=0.0),
-        ema=None,
-        schedule=toy_schedule("constant"),
-    )
-    fit(loop := toy_loop(tmp_path, settings=flat))
-    assert len(loop.progress.history) < 18
+@pytest.mark.parametrize("patience", [1, 3])
+def test_patience_ends_a_stage(tmp_path, monkeypatch, patience):
+    "Scores that only rise: the first is the best, and so many evaluations more end the stage."
+    import hms_hbac.training.loop as parts
+    seen = []
+    monkeypatch.setattr(parts, "score", lambda loop, prob: seen.append(0) or (len(seen), len(seen)))
+    fit(loop := toy_loop(tmp_path, settings=toy_settings(epochs=9, patience=patience, stages=[{}])))
+    assert len(loop.progress.history) == 1 + patience
 
 
 def warm(epochs, weighted=False):
