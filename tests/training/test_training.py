@@ -338,6 +338,17 @@ def test_labels_from_elsewhere_survive_a_pause(tmp_path):
     assert status == "finished" and asked == ["all"] and loop.state.targets[loop.state.rows, 5].eq(1).all()
 
 
+def test_stage_one_of_the_raw_network_leaves_out_gpd_with_four_votes():
+    "One vote to five; of the rows with four, those that most voters called GPD are not shown."
+    rows = [[0, 0, 4, 0, 0, 0], [0, 0, 3, 0, 0, 1], [0, 0, 1, 0, 0, 3], [0, 0, 3, 0, 0, 0], [0, 0, 5, 0, 0, 0],
+            [4, 0, 0, 0, 0, 0], [0, 0, 6, 0, 0, 0]]
+    table = pd.DataFrame(rows, columns=list(VOTES))
+    table = table.assign(event_id=range(len(rows)), n_votes=table.sum(axis=1))
+    first, second = load_recipe("resnet1d_gru").stages
+    assert np.flatnonzero(stage_rows(table, first)).tolist() == [2, 3, 4, 5]
+    assert np.flatnonzero(stage_rows(table, second)).tolist() == [6]
+
+
 def test_stages_on_the_real_table(real):
     "Counted once by hand from the vote columns of the public extract (20,080 events)."
     table = events(Competition(real / "competition").train)
