@@ -340,8 +340,8 @@ def test_labels_from_elsewhere_survive_a_pause(tmp_path):
 
 def test_stage_one_of_the_raw_network_leaves_out_gpd_with_four_votes():
     "One vote to five; of the rows with four, those that most voters called GPD are not shown."
-    rows = [[0, 0, 4, 0, 0, 0], [0, 0, 3, 0, 0, 1], [0, 0, 1, 0, 0, 3], [0, 0, 3, 0, 0, 0], [0, 0, 5, 0, 0, 0],
-            [4, 0, 0, 0, 0, 0], [0, 0, 6, 0, 0, 0]]
+    rows = [[0, 0, 4, 0, 0, 0], [0, 0, 3, 0, 0, 1], [0, 0, 1, 0, 0, 3], [0, 0, 3, 0, 0, 0],
+            [0, 0, 5, 0, 0, 0], [4, 0, 0, 0, 0, 0], [0, 0, 6, 0, 0, 0]]
     table = pd.DataFrame(rows, columns=list(VOTES))
     table = table.assign(event_id=range(len(rows)), n_votes=table.sum(axis=1))
     first, second = load_recipe("resnet1d_gru").stages
