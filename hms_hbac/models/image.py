@@ -45,10 +45,10 @@ class AvgPool(nn.Module):
 
 
 class AvgMaxPool(nn.Module):
-    "Half the mean plus half the maximum over the map, (B,D,h,w) -> (B,D)."
+    "Mean over the map, and behind it the maximum, (B,D,h,w) -> (B,2D)."
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        "(B, D, h, w) -> (B, D)."
-        return (x.mean((2, 3)) + x.amax((2, 3))) / 2
+        "(B, D, h, w) -> (B, 2 D)."
+        return torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1)
 
 
 POOLS = {"avg": AvgPool, "gem": GeM, "avgmax": AvgMaxPool, "token": AvgPool}
@@ -197,19 +197,21 @@ class ImageModel(PictureNetwork):
         bias: bool = True,          # of the last layer
         finish: bool = True,        # timm's layers between pooling and head
         reduce: int = 1,            # the backbone sees means over so many pixels, up and down
+        squeeze: int = None,        # channels of a 1x1 convolution in place of timm's last layers
     ):
         super().__init__()
         _check_options(pool, head, stem, attention)
         self.shape, self.reduce = tuple(shape), reduce
         seen = (self.shape[0], *(n // reduce for n in self.shape[1:]))
         self.backbone = Backbone(backbone, seen, str(pretrained), drop_path, patch_stride,
-                                 pool == "token", finish)
+                                 pool == "token", finish and not squeeze and pool != "avgmax")
         if stem: enlarge_stem(self.backbone.net)
         channels, self.height, self.width = feature_grid(self.backbone, seen)
         self.attention = width_attention(channels, self.width, int(attention))
-        self.pool = SEDPool(channels) if head == "sed" else POOLS[pool]()
-        self.dropout = nn.Dropout(dropout)
-        self.features = finished_size(self.backbone, channels)
+        self.dropout, wide = nn.Dropout(dropout), squeeze or channels
+        self.pool = SEDPool(wide) if head == "sed" else POOLS[pool]()
+        if squeeze: self.pool = nn.Sequential(nn.Conv2d(channels, squeeze, 1), self.pool)
+        self.features = finished_size(self.backbone, 2 * wide if pool == "avgmax" else wide)
         self.head = nn.Linear(self.features, len(CLASSES), bias=bias)
 
 # %% ../../nbs/07_models/02_image.ipynb #ffa2071e

@@ -36,7 +36,7 @@ def _log10_weight(v):
 
 
 def _few_weight(v):
-    return torch.where(v < 4, .3, torch.where(v < 8, .5, 1.))
+    return torch.where(v < 3, .3, torch.where(v < 9, .5, 1.))
 
 
 VOTE_WEIGHTS = {"log": torch.log1p, "capped": lambda v: v.clamp(max=10), "log10": _log10_weight,
@@ -45,14 +45,15 @@ VOTE_WEIGHTS = {"log": torch.log1p, "capped": lambda v: v.clamp(max=10), "log10"
 
 def vote_weights(kind: str, n_votes: torch.Tensor, progress: float = 0.) -> torch.Tensor:
     """Weight of each row by its votes v, (B,) float32. `None`: 1; `log`: ln(v + 1); `capped`: min(v, 10);
-    `log10`: (10 + 2m)m with m = log10 v above 10 votes, else v; `twentieth`: v / 20; `few`: .3 below 4 votes,
-    .5 below 8, else 1; `fading`: as `few` where `progress` is 0, and .02, .02, 1 where it is 1."""
+    `log10`: (10 + 2m)m with m = log10 v above 10 votes, else v; `twentieth`: v / 20; `few`: .3 below 3 votes,
+    .5 below 9, else 1; `fading`: `few`, where weights below 1 are times 1 - 1.2 `progress`, .02 at least."""
     if kind is None: return torch.ones_like(n_votes, dtype=torch.float32)
     if kind not in VOTE_WEIGHTS:
         raise RecipeError(f"unknown vote weights {kind!r}", where="loss",
                           cure=f"use None or one of {sorted(VOTE_WEIGHTS)}")
     first = VOTE_WEIGHTS[kind](n_votes.float())
-    return first if kind != "fading" else first * (torch.where(n_votes < 8, .02, 1.) / first) ** progress
+    if kind != "fading": return first
+    return torch.where(first < 1, (first * (1 - 1.2 * progress)).clamp(min=.02), first)
 
 # %% ../../nbs/07_models/04_losses.ipynb #d81e5e43
 @torch.no_grad()

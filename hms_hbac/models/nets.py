@@ -22,6 +22,7 @@ from hms_hbac.models.winners import (
     EfficientNet1d,
     LeftRightEncoder,
     SharedConvPicture,
+    SidesApart,
     TiledPictures,
     WavePicture,
 )
@@ -69,6 +70,7 @@ class TimmNet(Part):
     bias: bool = True                             # of the last layer
     finish: bool = later(True)                    # timm's layers between pooling and the last layer
     reduce: Count = later(1)                      # the backbone sees means over so many pixels
+    squeeze: Count | None = later(None)           # channels of a 1x1 convolution before pooling
     dropout: Share = 0.0
     drop_path: Share = 0.0
     pretrained: str = "hub"
@@ -193,9 +195,11 @@ class SidesNet(Part):
     depth: Count = 4
     kernels: Annotated[list[Count], Field(min_length=1)] = [3, 3, 5, 5, 3]
     dropout: Share = 0.1
+    apart: bool = later(False)                    # signals meet in a mixer only, not in the first layer
 
     def build(self, shape: tuple) -> nn.Module:
-        return LeftRightEncoder(*sequence(self, shape), **self.model_dump(exclude={"kind"}))
+        options = self.model_dump(exclude={"kind", "apart"})
+        return (SidesApart if self.apart else LeftRightEncoder)(*sequence(self, shape), **options)
 
 
 class VolumeNet(Part):
@@ -211,7 +215,7 @@ class VolumeNet(Part):
 
 # %% ../../nbs/07_models/08_nets.ipynb #7cc10b02
 class TiledNet(Part):
-    "Mels of every signal and the host's panels, tiled into one picture of two channels."
+    "Mels of every signal and the host's panels, tiled beside each other into one picture."
     kind: Literal["tiled"]
     image: TimmNet = TimmNet()
 

@@ -197,12 +197,12 @@ class Attention(nn.Module):
 
 # %% ../../nbs/07_models/03_sequence.ipynb #2916fb96
 class Convolve(nn.Module):
-    "A convolution over time between two mixtures of channels, (B,T,D) -> (B,T,D)."
+    "A convolution over time between two mixtures of channels, the first gated, (B,T,D) -> (B,T,D)."
     def __init__(self, dim: int, kernel: int):
         super().__init__()
-        self.body = nn.Sequential(nn.Conv1d(dim, 2 * dim, 1), nn.SiLU(),
-                                  nn.Conv1d(2 * dim, 2 * dim, kernel, padding=kernel // 2, groups=2 * dim),
-                                  nn.BatchNorm1d(2 * dim), nn.SiLU(), nn.Conv1d(2 * dim, dim, 1))
+        self.body = nn.Sequential(nn.Conv1d(dim, 2 * dim, 1), nn.GLU(1),
+                                  nn.Conv1d(dim, dim, kernel, padding=kernel // 2, groups=dim),
+                                  nn.BatchNorm1d(dim), nn.SiLU(), nn.Conv1d(dim, dim, 1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         "(B, T, D) -> (B, T, D)."
@@ -215,8 +215,8 @@ class SqueezeBlock(nn.Module):
     def __init__(self, dim: int, heads: int, kernel: int, dropout: float = 0.):
         super().__init__()
         def feed():
-            return nn.Sequential(nn.Linear(dim, 4 * dim), nn.SiLU(), nn.Dropout(dropout),
-                                 nn.Linear(4 * dim, dim))
+            return nn.Sequential(nn.Linear(dim, dim), nn.SiLU(), nn.Dropout(dropout),
+                                 nn.Linear(dim, dim))
         self.parts = nn.ModuleList([Attention(dim, heads), feed(), Convolve(dim, kernel), feed()])
         self.norms, self.dropout = nn.ModuleList(nn.LayerNorm(dim) for _ in range(4)), nn.Dropout(dropout)
 

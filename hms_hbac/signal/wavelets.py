@@ -60,7 +60,8 @@ def _plan(samples, step, first, frequencies, kind, shape, rate, dtype, device):
     blocks = -(-used // short)
     # starts the output at `first`
     turn = np.exp(2j * np.pi * np.arange(len(f)) * (reach + first) / (short * step)) / step
-    gain = torch.from_numpy(np.pad((gain * turn)[:, :used], ((0, 0), (0, blocks * short - used))))
+    gain = np.pad((gain * turn)[:, :used], ((0, 0), (0, blocks * short - used)))
+    gain = torch.from_numpy(np.ascontiguousarray(gain.reshape(-1, blocks, short).transpose(2, 1, 0)))
     return reach, short, used, gain.to(device,
                                        torch.complex128 if dtype == torch.float64 else torch.complex64)
 
@@ -86,9 +87,10 @@ def cwt(x: torch.Tensor, frequencies: Sequence[float], kind: str = "morlet", sha
     def rows(x):
         x = torch.nn.functional.pad(x, (reach, reach), mode="reflect") if reach else x
         y = torch.fft.rfft(x, n=short * step)[..., :used]
-        y = torch.nn.functional.pad(y, (0, gain.shape[1] - used)).unsqueeze(-2) * gain
-        return torch.fft.ifft(y.unflatten(-1, (-1, short)).sum(-2))[..., :count]
-    return _by_rows(rows, x, 4 * gain.numel())
+        y = torch.nn.functional.pad(y, (0, gain.shape[1] * short - used)).unflatten(-1, (-1, short))
+        folded = torch.bmm(y.permute(2, 0, 1), gain)            # (short, rows, F): products, summed by block
+        return torch.fft.ifft(folded.permute(1, 2, 0))[..., :count]
+    return _by_rows(rows, x, len(frequencies) * short)
 
 # %% ../../nbs/02_signal/03_wavelets.ipynb #c2b58eb4
 def magnitudes(x: torch.Tensor, frequencies: Sequence[float], kind: str = "morlet", shape: float = None,
@@ -105,5 +107,6 @@ def superlets(x: torch.Tensor, frequencies: Sequence[float], cycles: Sequence[fl
     if not len(cycles): raise HmsError("no cycles", where="superlets", cure="at least one number of cycles")
     total = 0.
     for c in cycles:
-        total = total + magnitudes(x, frequencies, "morlet", c, step, first, rate).clamp(min=1e-12).log()
-    return (total / len(cycles)).exp()
+        waves = torch.view_as_real(cwt(x, frequencies, "morlet", c, step, first, rate))
+        total = total + waves.square().sum(-1).clamp(min=1e-24).log()
+    return (total / (2 * len(cycles))).exp()

@@ -15,7 +15,7 @@ from ..signal.filters import butter_sections, montage, repair, sections_filter
 from .algebra import Tile, View, cells, centred, images, shifted, together
 from .systems import VIEWS, named_view
 from .transforms import Around
-from .winners import Scalogram, Spectra, ZoomedMel
+from .winners import Powers, Scalogram, Spectra, ZoomedMel
 
 # %% ../../nbs/05_views/08_raw.ipynb #338a6225
 class Folded(View):
@@ -146,28 +146,29 @@ class LeftRight(View):
 
 # %% ../../nbs/05_views/08_raw.ipynb #18f4ca2f
 WINNER_PARTS = {c.__name__: c
-                for c in (Spectra, ZoomedMel, Scalogram, Folded, Tiled, Channels, Stacked, LeftRight)}
+                for c in (Spectra, Powers, ZoomedMel, Scalogram, Folded, Tiled, Channels, Stacked, LeftRight)}
 _BAND = "Sequence(50, lowpass=None, montage='interleaved', zero_phase=True)"
-_MIDDLE = "Sequence(10, lowpass=None, montage='interleaved', zero_phase=True, random=False)"
-_TILES = f"Spectra({_BAND}, 64, 256, 70, 35, .5, 40)"
+_SIX = "Sequence(50, high=40, lowpass=None, montage='chains', zero_phase=True, unit=104)"
+_MIDDLE = _SIX.replace("50, ", "10, ").replace("zero_phase=True", "zero_phase=True, random=False")
+_WAVES = "Sequence(50, high=60, lowpass=None, montage='banana', zero_phase=True)"
 VIEWS.update(WINNER_PARTS)
 
 # %% ../../nbs/05_views/08_raw.ipynb #a7c465a3
 WINNER_VIEWS = {
     "zoomed_mel": f"ZoomedMel({_BAND})",
     "sixteen": _BAND,
-    "sixteen_fast": "Sequence(50, 1.6, 30, lowpass=None, montage='interleaved', zero_phase=True)",
+    "sixteen_fast": "Sequence(50, 1.6, 30, order=1, lowpass=None, montage='interleaved', zero_phase=True)",
     "tiled_mels": "Bundle(Spectra(Sequence(50, .5, 30, lowpass=None, montage='chains', zero_phase=True), "
-                  "128, 512, 128, 32, zoom=.25), Channels(Panels('image')))",
+                  "96, 768, 128, 41, .5, zoom=.25), Channels(Panels('image')))",
     "sixteen_40hz": "Sequence(48, lowpass=None, stride=5, montage='chains', zero_phase=True, random=False)",
     "left_right": "LeftRight()",
     "sixteen_slow": "Sequence(50, low=None, high=None, stride=5, montage='chains', zero_phase=True)",
     "four_pictures": f"Stacked(Resize(Panels('image'), 518, 518), "
-                     f"Resize(Normalize(Tiled({_TILES}, 4, 4)), 518, 518), "
-                     f"Resize(Folded({_BAND}, 10), 518, 518), Resize(Folded({_MIDDLE}, 10), 518, 518))",
-    "scalogram": f"Resize(Normalize(Scalogram({_BAND})), 256, 256)",
-    "paul_scalogram": f"Resize(Normalize(Scalogram({_BAND}, 'paul')), 256, 256)",
-    "superlet": f"Resize(Normalize(Scalogram({_BAND}, 'superlet')), 256, 256)",
+                     f"Resize(Normalize(Tiled(Powers({_SIX}), 4, 4)), 518, 518), "
+                     f"Resize(Folded({_SIX}, 10), 518, 518), Resize(Folded({_MIDDLE}, 10), 518, 518))",
+    "scalogram": f"Resize(Normalize(Scalogram({_WAVES})), 256, 256)",
+    "paul_scalogram": f"Resize(Normalize(Scalogram({_WAVES}, 'paul')), 256, 256)",
+    "superlet": f"Resize(Normalize(Scalogram({_WAVES}, 'superlet', width=800)), 256, 256)",
     "raw_picture": f"Repeat(Folded({_BAND}, 10))",
     "stft_volume": f"Spectra({_BAND}, 96, 512, 200, 50, .5, 20)",
     "v2b3": f"HStack(Normalize(ZoomedMel({_BAND}, n_mels=25)), Repeat(Panels('image')))",

@@ -21,11 +21,11 @@ from .eeg import beginning
 
 # %% ../../nbs/05_views/04_sequences.ipynb #cf27599d
 def filtered(eeg: torch.Tensor, v: "Sequence") -> torch.Tensor:
-    "(B, 20, T) µV -> (B, channels, T): derivations and bands of the `Sequence` `v`, unit 32 µV."
+    "(B, 20, T) µV -> (B, channels, T): derivations and bands of the `Sequence` `v`, unit `v.unit` µV."
     x, _ = repair(derivations(v.montage).derive(eeg.float()))
     bands = [(v.low, v.high), *v.bands]
     x = torch.cat([butter(x, v.order, *b, v.zero_phase) if any(b) else x for b in bands], 1)
-    x = x.clamp(-1024, 1024) / 32
+    x = x.clamp(-1024, 1024) / v.unit
     return butter(x, v.order, None, v.lowpass, v.zero_phase) if v.lowpass else x
 
 
@@ -51,7 +51,7 @@ def stretch(x: torch.Tensor, batch: dict, v: "Sequence") -> torch.Tensor:
 
 # %% ../../nbs/05_views/04_sequences.ipynb #c689127a
 class Sequence(View):
-    """Derivations of `montage` over time, (derivations * (1 + bands), seconds * 200 / stride), unit 32 µV:
+    """Derivations of `montage` over time, (derivations * (1 + bands), seconds * 200 / stride), in `unit` µV:
     band-pass `low`-`high` Hz (None: none) of `order`, held in ±1024 µV, low-pass `lowpass` Hz of the same
     order. Band k of `bands` is channels k * derivations on. In training the stretch lies anywhere in the
     window, with `random=False` always in the middle."""
@@ -59,10 +59,11 @@ class Sequence(View):
 
     def __init__(self, seconds: float = 10, low: float = .5, high: float = 20, bands: tuple = (),
                  order: int = 2, lowpass: float = 20, stride: int = 1, montage: str = "eight",
-                 zero_phase: bool = False, random: bool = True):
+                 zero_phase: bool = False, random: bool = True, unit: float = 32):
         super().__init__(seconds=seconds, low=low, high=high, bands=tuple(map(tuple, bands)), order=order,
                          lowpass=lowpass, stride=stride, montage=montage, zero_phase=zero_phase,
-                         random=random)
+                         random=random, unit=unit)
+        if not unit > 0: raise RecipeError(f"a unit of {unit} µV", where="Sequence", cure="more than 0")
         self.samples = int(seconds * EEG_RATE)
         self.shape = (len(derivations(montage)) * (1 + len(self.bands)), -(-self.samples // stride))
 

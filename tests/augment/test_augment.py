@@ -12,7 +12,7 @@ from hms_hbac.augment.mixing import AUGMENTS, ClassCutmix, Mixup, Mosaic, augmen
 from hms_hbac.core import CHANNELS, LEFT_RIGHT, PANELS, RecipeError
 from hms_hbac.draws import Draws, sample_keys
 
-MIXES = {"Mixup", "ClassCutmix", "Mosaic"}
+MIXES = {"Mixup", "Cutmix", "ClassCutmix", "Mosaic"}
 VIEW = SimpleNamespace(shape=(1, 40, 96), blocks=[(0, 32), (32, 96)])
 SEQUENCE = ["DropChannels(p=1, stage='image')", "DropChannels(p=.5, each=True, stage='image')",
             "ReverseTime(p=.5, each=True, stage='image')",
@@ -20,7 +20,7 @@ SEQUENCE = ["DropChannels(p=1, stage='image')", "DropChannels(p=.5, each=True, s
             "RandomBand(p=1, stage='image')",
             "RandomBand(p=1, low=.5, high=20, width=(2, 19), each=False, stage='image')", "HFlip(p=1)",
             "TimeMask(p=1)", "BrightnessContrast(p=1)", "Mixup(p=1)",
-            "ClassCutmix(p=1)", "Mosaic(p=1)"]
+            "Cutmix(p=1)", "ClassCutmix(p=1)", "Mosaic(p=1)"]
 
 
 def make_batch(n=6, seed=0):
@@ -211,6 +211,24 @@ def test_cutmix_cuts_time_in_every_axis_of_the_picture():
             columns = torch.nonzero(sample != sample.mode().values)[:, 0]
             assert 25 <= len(columns) <= 75 and columns[-1] - columns[0] == len(columns) - 1
             assert columns[0] <= 50 or 175 <= columns[0] <= 225
+
+
+def test_a_strip_of_any_other_mixes_the_target_too():
+    "Every time axis gets the same part of it, and the target's share is the columns'."
+    n = 64
+    view = SimpleNamespace(shape=(2, 3, 500), blocks=[(0, 400), (400, 500)])
+    batch = {"image": torch.arange(float(n))[:, None, None, None].expand(n, 2, 3, 500),
+             "target": torch.eye(n), "n_votes": torch.arange(float(n)), "key": sample_keys(1, 0, range(n))}
+    out = augment("Cutmix(p=1, alpha=1)").bind(view)(batch, Draws(batch["key"]))
+    for i in range(n):
+        lent = out["image"][i] != i
+        assert torch.equal(lent, lent[:1, :1].expand_as(lent))                   # whole columns
+        assert (lent[0, 0, 1:] != lent[0, 0, :-1]).sum() <= 4                    # one strip an axis
+        wide, narrow = lent[0, 0, :400].float().mean(), lent[0, 0, 400:].float().mean()
+        assert abs(wide - narrow) <= .02
+        share = lent[0, 0].float().mean()
+        torch.testing.assert_close(out["target"][i, i], 1 - share * (out["target"][i, i] < 1))
+        torch.testing.assert_close(out["n_votes"][i], (out["image"][i, 0, 0]).mean(), rtol=1e-4, atol=1e-3)
 
 
 def test_shift_keeps_both_clocks_together():

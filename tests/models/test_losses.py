@@ -203,5 +203,9 @@ def test_weights_fade(rows):
     logits, target, n = rows
     few, fading = loss("KL(weights='few')"), loss("2 * KL(weights='fading')")
     torch.testing.assert_close(fading(logits, target, n), 2 * few(logits, target, n))
-    last = torch.where(n < 8, .02, 1.) * loss("KL()").rows(logits, target)
-    torch.testing.assert_close(fading(logits, target, n, 1.), 2 * last.mean())
+    each, last = loss("KL()").rows(logits, target), torch.where(n < 9, .02, 1.)
+    torch.testing.assert_close(fading(logits, target, n, 1.), 2 * (last * each).mean())
+    for epoch in range(30):            # the third place's numbers, epoch by epoch
+        want = [max(w * (1 - epoch / 30 * 1.2), .02) for w in (.3, .3, .5, .5)] + [1.]
+        got = vote_weights("fading", torch.tensor([1, 2, 3, 8, 9]), epoch / 30)
+        torch.testing.assert_close(got, torch.tensor(want))

@@ -41,7 +41,7 @@ def test_sizes_are_the_published_ones():
     assert set(WINNER_VIEWS) <= set(VIEWS) and set(WINNER_VIEWS) == {*SHAPES, "tiled_mels"}
     for name, shape in SHAPES.items(): assert view(name).shape == shape, name
     mels, host = view("tiled_mels").parts
-    assert (mels[:2], host) == ((16, 128), (4, 100, 300)) and 192 <= mels[2] <= 256
+    assert (mels[:2], host) == ((16, 96), (4, 100, 300)) and 192 <= mels[2] <= 256
 
 
 @pytest.mark.parametrize("name", LIGHT)
@@ -96,6 +96,24 @@ def test_the_zoom_leaves_the_outer_columns(batch):
     assert [t.seconds for t in tiles if t.columns[0] == 125][0] == pytest.approx((-7.02, 7.02), abs=.01)
 
 
+def test_neighbours_share_an_electrode(batch):
+    "Third channel of the zoomed mel: minus the mean of the two that share an electrode, the third place's."
+    beside = [(2, 8), (3, 9), (4, 0), (5, 1), (6, 2), (7, 3), (14, 4), (15, 5),
+              (10, 0), (11, 1), (12, 8), (13, 9), (14, 10), (15, 11), (6, 12), (7, 13)]
+    x = view("zoomed_mel").eval()(batch).unflatten(2, (16, 64))
+    for i, pair in enumerate(beside):
+        torch.testing.assert_close(x[:, 2, i], x[:, 0, i] - x[:, 0, list(pair)].mean(1), rtol=0, atol=1e-4)
+        others = [j for j in range(16) if j != i]
+        torch.testing.assert_close(x[:, 1, i], x[:, 0, i] - x[:, 0, others].mean(1), rtol=0, atol=1e-4)
+
+
+def test_powers_are_scipys(batch):
+    v = view("Powers(Sequence(10, high=40, lowpass=None, montage='chains', unit=104, random=False))").eval()
+    x = v.source(batch).double().numpy() * 104
+    f, _, want = ss.spectrogram(x, 200, nperseg=70, nfft=256)
+    np.testing.assert_allclose(v(batch).numpy(), np.log1p(want[:, :, f <= 40]) / 2, atol=2e-3)
+
+
 def test_mels_are_scipys_with_triangles():
     x = np.random.default_rng(0).standard_normal(2000)
     window = np.zeros(512)
@@ -133,6 +151,8 @@ def test_a_time_zoom_belongs_to_the_sample(batch):
                                          ("Tiled(Spectra(sixteen()), 3, 3)", "3 x 3"),
     ("Channels(Repeat(Panels()))", "3 channels"), ("Stacked(Panels(), Resize(Panels(), 8, 8))", "one size"),
                                          ("Spectra(wavenet())", "no sequence"),
+    ("Powers(Panels())", "no sequence"), ("Powers(sixteen(), 300)", "nperseg 300"),
+    ("Sequence(unit=0)", "unit of 0"),
     ("Spectra(sixteen(), zoom=2)", "zoom of 2"), ("LeftRight(100000)", "samples every")])
 def test_impossible_views_are_refused(text, fault):
     with pytest.raises(RecipeError, match=fault): view(text)
