@@ -5,11 +5,13 @@
 Each recipe gets a process of its own, one after the other, with one thread: it builds the whole system
 (random weights, no download), takes one step of `batch` windows to warm up and times the next (view,
 forwards, backwards, AdamW). Columns: parameters in millions, seconds of processor time per window, peak
-memory of the process in GB, MB that one window keeps for its gradients. Rows of recipes that are not named
-stay as they are in the file. On a busy machine the time is too long; memory is right.
+memory of the process in GB, MB that one window keeps for its gradients, and the machine. Rows of recipes that
+are not named stay as they are in the file. It is processor time that is counted, so other work on the machine
+makes it somewhat longer, not many times; memory is right.
 """
 import argparse
 import json
+import platform
 import resource
 import subprocess
 import sys
@@ -21,6 +23,17 @@ import pandas as pd
 NAMES = ("zoomed_mel_mixnet squeezeformer tiled_mels_tinyvit efficientnet1d left_right_encoder "
          "wavenet_picture_maxxvit four_pictures_vit scalogram_maxvit superlet_maxvit shared_conv_picture "
          "raw_picture_b5 stft_x3d v2b3_picture").split()
+
+
+def machine():
+    "The processor's name, the threads used, and torch's version."
+    import torch
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line]
+        cpu = names[0] if names else cpu
+    return f"{cpu}, 1 thread, torch {torch.__version__}"
 
 
 def measure(name, batch):
@@ -55,7 +68,7 @@ def measure(name, batch):
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20            # KiB on Linux
     return {"recipe": name, "parameters_M": round(sum(p.numel() for p in system.net.parameters()) / 1e6, 2),
             "step_s": round(seconds, 2), "memory_GB": round(peak, 2),
-            "kept_MB": round(saved / batch / 2**20)}
+            "kept_MB": round(saved / batch / 2**20), "machine": machine()}
 
 
 def main():

@@ -125,7 +125,8 @@ def end_stage(loop: Loop) -> None:
 # %% ../../nbs/08_training/09_loop.ipynb #843440a4
 def switch(system: torch.nn.Module, stage: Stage, epoch: int) -> None:
     "Give each mixing augmentation its own probability or 0, as this stage and epoch want it."
-    on = {"Mosaic": epoch < stage.mosaic_epochs, "Mixup": stage.mixing, "ClassCutmix": stage.mixing}
+    on = {"Mosaic": epoch < stage.mosaic_epochs}
+    on |= dict.fromkeys(("Mixup", "Cutmix", "ClassCutmix"), stage.mixing)
     for m in system.modules():
         name = type(m).__name__
         if name in on:
