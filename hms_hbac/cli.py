@@ -285,7 +285,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="folder for everything that is made")] = Path("demo"),
     patients: Annotated[int, typer.Option(min=6)] = 60,
     test_patients: Annotated[int, typer.Option(min=1)] = 12,
-    members: Annotated[str, typer.Option(help="recipes")] = "left_right_encoder,efficientnet1d",
+    members: Annotated[str, typer.Option(help="recipes")] = "left_right_encoder,left_right_long",
     folds: Annotated[str, typer.Option(help="folds to train")] = "0,1",
     seed: Annotated[int, typer.Option(min=0)] = 0,
     workers: Workers = 2,

@@ -38,14 +38,14 @@ def test_demo_leaves_what_it_promises(out):
     assert re.search(r"^seconds=\d+ gap_closed=-?\d+\.\d\d$", said, re.M)
     assert "beats its better member" in said or "does NOT beat its better member" in said
     scores = pd.read_csv(out / "scores.csv", index_col="member")
-    assert list(scores.index) == ["left_right_encoder", "efficientnet1d", "ensemble", "mean vote", "floor"]
+    assert list(scores.index) == ["left_right_encoder", "left_right_long", "ensemble", "mean vote", "floor"]
     assert (scores.loc["floor"] < scores.loc["mean vote"]).all() and (
         scores.loc["floor"] < scores.loc["ensemble"]
     ).all()
     submission, test = pd.read_csv(out / "submission.csv"), Competition(out / "competition").test
     assert submission.eeg_id.tolist() == test.eeg_id.tolist()
     assert submission[list(VOTES)].sum(axis=1).sub(1).abs().max() < 1e-6
-    for member in ("left_right_encoder", "efficientnet1d"):
+    for member in ("left_right_encoder", "left_right_long"):
         files = {p.name for p in (out / "runs" / member / "fold0").iterdir()}
         assert {"recipe.yaml", "model.safetensors", "history.csv", "oof.parquet", "manifest.json"} <= files
 
@@ -61,7 +61,7 @@ def test_the_demos_report_in_a_browser(out):
                 "document.images.length > 5 && [...document.images].every(i => i.naturalWidth > 0 && i.alt)"
             )
         click = "document.querySelectorAll('#leaderboard thead th')[0].querySelector('button').click()"
-        for expected in (["efficientnet1d", "left_right_encoder"], ["left_right_encoder", "efficientnet1d"]):
+        for expected in (["left_right_encoder", "left_right_long"], ["left_right_long", "left_right_encoder"]):
             tab.run(click)
             assert tab.run(names) == expected
         assert tab.complaints() == []
@@ -72,14 +72,14 @@ def test_commands_on_the_demos_folders(out):
     data, runs = out / "competition", out / "runs"
     assert hms("check", data)[0] == 0
     status, stdout = hms("runs", runs)
-    assert status == 0 and "left_right_encoder" in stdout and "efficientnet1d" in stdout
+    assert status == 0 and "left_right_encoder" in stdout and "left_right_long" in stdout
     again = out / "again.csv"
     assert hms("predict", runs / "left_right_encoder", "--data", data, "--out", again)[0] == 0
     pd.testing.assert_frame_equal(pd.read_csv(again), pd.read_csv(out / "left_right_encoder.csv"))
     status, stdout = hms(
         "ensemble",
         f"{out}/left_right_encoder.csv=1",
-        f"{out}/efficientnet1d.csv=3",
+        f"{out}/left_right_long.csv=3",
         "--data",
         data,
         "--out",
@@ -91,7 +91,7 @@ def test_commands_on_the_demos_folders(out):
     assert (out / "report.html").stat().st_size > 100_000
     a, b, c = (
         pd.read_csv(out/f)[list(VOTES)].to_numpy()
-        for f in ("left_right_encoder.csv", "efficientnet1d.csv", "blend.csv")
+        for f in ("left_right_encoder.csv", "left_right_long.csv", "blend.csv")
     )
     assert abs(.25 * a + .75 * b - c).max() < 1e-6
 
@@ -108,7 +108,7 @@ def test_the_trained_runs_answer_the_real_sample(out, real):
     status, said = hms(
         "predict",
         out/"runs"/"left_right_encoder",
-        out/"runs"/"efficientnet1d",
+        out/"runs"/"left_right_long",
         "--data",
         real/"competition",
         "--out",

@@ -12,7 +12,6 @@ import numpy as np
 
 from hms_hbac.core import CLASSES
 from hms_hbac.data.competition import Competition, events
-from hms_hbac.demo import parts
 from hms_hbac.evaluation.plots import event_card
 from hms_hbac.training.oof import SURE_VOTES, read_oof
 
@@ -22,7 +21,7 @@ runs = sorted((demo / "runs").iterdir())
 members = [read_oof(run).set_index("event_id") for run in runs]
 common = sorted(set.intersection(*(set(m.index) for m in members)))
 tables = [m.loc[common, list(CLASSES)] for m in members]
-prob = np.average(tables, axis=0, weights=parts(r.name for r in runs))
+prob = np.mean(tables, axis=0)
 table = events(comp.train).set_index("event_id", drop=False).loc[common]
 chosen = np.flatnonzero((table.consensus == "lpd").to_numpy() & (table.n_votes >= SURE_VOTES).to_numpy())[0]
 figure = event_card(comp, table.iloc[chosen], prob[chosen])
