@@ -259,7 +259,7 @@ class Recipe(Architecture):
     ema: Ema | None = None
     precision: Literal["fp32", "fp16", "bf16"] = "fp16"
     stages: Annotated[list[Stage], Field(min_length=1, max_length=50)] = [Stage()]
-    evals_per_epoch: Count = 1
+    evals_per_epoch: Annotated[int | float, Field(gt=0, le=1000)] = 1     # .5: after every second one
     select_min_votes: Votes = 0            # validation rows with so many votes choose the best weights
     patience: Count | None = None       # so many evaluations without a better score end a stage
     folds: Annotated[int, Field(gt=1, le=1000)] = 5

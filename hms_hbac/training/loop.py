@@ -29,6 +29,7 @@ from hms_hbac.training.batches import (
     Prefetch,
     deal,
     epoch_order,
+    evaluations_of,
     one_training,
     part_weight,
     plan_updates,
@@ -87,7 +88,8 @@ def start_stage(loop: Loop, saved: dict | None = None) -> None:
     given, stage = loop.given, loop.stage
     rows, plan = chosen_rows(given, stage), stage_plan(given, stage)
     targets = stage_targets(loop, rows) if saved is None else saved["targets"]
-    updates, evaluations = len(plan) * stage.epochs, stage.epochs * given.settings.evals_per_epoch
+    updates = len(plan) * stage.epochs
+    evaluations = evaluations_of(stage, given.settings.evals_per_epoch)
     evaluate_at = {max(1, round(updates * k / evaluations)) for k in range(1, evaluations + 1)}
     loss = make_loss(stage.loss or given.settings.loss)
     if saved is None and stage.start == "continue":

@@ -20,7 +20,7 @@ from ..data.competition import Competition, add_folds, events
 from ..models.nets import build_net
 from ..models.recipe import without_downloads
 from ..models.schema import Recipe
-from .batches import example_rows, stage_rows
+from .batches import evaluations_of, example_rows, stage_rows
 from ..views.systems import view
 
 # %% ../../nbs/08_training/14_plan.ipynb #ad21a1eb
@@ -78,7 +78,7 @@ def samples(recipe: Recipe, table: pd.DataFrame, fold: int) -> tuple[int, int]:
     rows = np.intersect1d(example_rows(table, recipe.data.rows), np.flatnonzero(table.fold != fold))
     outside, inside = table.iloc[rows], int((table.fold == fold).sum())
     trained = sum(int(stage_rows(outside, s, recipe.seed).sum()) * s.epochs for s in recipe.stages)
-    return trained, inside * recipe.evals_per_epoch * sum(s.epochs for s in recipe.stages)
+    return trained, inside * sum(evaluations_of(s, recipe.evals_per_epoch) for s in recipe.stages)
 
 # %% ../../nbs/08_training/14_plan.ipynb #7b1df61c
 class Device(NamedTuple):
