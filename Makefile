@@ -17,11 +17,8 @@ help:            ## this list
 demo: $(VENV)/ready  ## simulate a competition, train, predict, ensemble, report (into demo/)
 	$(BIN)/hms-hbac demo --out $(DEMO)
 
-test: $(VENV)/ready  ## sync check, every notebook in its own process, pytest
+test: $(VENV)/ready  ## sync check, then pytest: every notebook in its own process, the rules of the house, all else
 	$(BIN)/python tools/check_sync.py
-	$(BIN)/python tools/check_house.py
-	$(BIN)/ruff check -q
-	$(BIN)/python tools/test_notebooks.py
 	@$(BIN)/python tools/test_versions.py --last
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests
 

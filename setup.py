@@ -22,7 +22,7 @@ setup(
     keywords=cfg["keywords"].split(),
     license="Apache-2.0",
     packages=find_packages(include=[cfg["lib_name"], cfg["lib_name"] + ".*"]),
-    package_data={cfg["lib_name"]: ["recipes/*.yaml", "models/*.yaml"]},
+    package_data={cfg["lib_name"]: ["recipes/*.yaml", "recipes/table.json", "models/*.yaml"]},
     python_requires=">=" + cfg["min_python"],
     install_requires=cfg["requirements"].split(),
     extras_require={name: cfg[f"{name}_requirements"].split() for name in ("dask", "clinical")},

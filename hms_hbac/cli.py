@@ -128,18 +128,22 @@ def open_eeg(
 def recipes(
     name: Annotated[str | None, typer.Argument(help="a recipe, printed whole")] = None,
     scale: Annotated[str, typer.Option(help="full, small or demo")] = "full",
-    parameters: Annotated[bool, typer.Option(help="count parameters (builds every network)")] = True,
+    parameters: Annotated[bool, typer.Option(help="tell the number of parameters")] = True,
     compare: Annotated[bool, typer.Option("--compare", help="draw what each shows of one window")] = False,
     out: Annotated[Path, typer.Option(help="--compare: picture to write, png, pdf or svg")] = "recipes.png",
     data: Annotated[Path | None, typer.Option(help="--compare: take the window from here")] = None,
     eeg: Annotated[int | None, typer.Option(help="--compare: of this eeg_id, default the best voted")] = None,
 ) -> None:
     "List the systems, print one with every default filled in, or draw what each shows its network."
-    from hms_hbac.models.recipe import list_recipes, load_recipe, recipe_table, recipe_yaml
     if not compare and (data or eeg is not None): raise typer.BadParameter("--data and --eeg need --compare")
     if compare: draw_recipes(name, out, data, eeg)
-    elif name: print(recipe_yaml(load_recipe(name, scale)), end="")
-    else: print(recipe_table(list_recipes(), parameters=parameters).to_string(index=False, max_colwidth=70))
+    elif name:
+        from hms_hbac.models.recipe import load_recipe, recipe_yaml
+        print(recipe_yaml(load_recipe(name, scale)), end="")
+    else:
+        from hms_hbac.models.listing import packaged_table
+        table = packaged_table().drop(columns=[] if parameters else "parameters")
+        print(table.to_string(index=False, max_colwidth=70))
 
 # %% ../nbs/13_cli.ipynb #eeaa782e
 def draw_recipes(name: str | None, out: Path, data: Path | None, eeg: int | None) -> None:

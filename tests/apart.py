@@ -8,18 +8,17 @@ import multiprocessing
 import os
 import resource
 import shutil
+import sys
 import tempfile
 import traceback
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
+from shared import preloaded  # noqa: E402  the tools' folder had to be found first
+
+# one server for all tests of a worker: whoever sets another list takes the imports from everybody else
 START = multiprocessing.get_context("forkserver")
-PACKAGE = Path(__file__).resolve().parent.parent / "hms_hbac"
-# what commands import when they need it would be imported anew by every process
-LATE = ("timm sklearn.model_selection matplotlib.pyplot joblib tqdm.auto scipy.signal scipy.optimize "
-        "pyarrow.parquet")
-START.set_forkserver_preload(["apart", "typer.testing", "hypothesis", "hms_hbac.cli", *LATE.split()] + [
-    ".".join(p.relative_to(PACKAGE.parent).with_suffix("").parts) for p in sorted(PACKAGE.glob("*/*.py"))
-    if p.stem not in ("__init__", "explore")])
+START.set_forkserver_preload(["apart", "hypothesis", "toy_training", *preloaded()])
 PAGE, LARGE, BALLAST = 4096, 1 << 30, "ballast"
 
 

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-# files that take longest, the longest first
+# Each notebook is a unit of work, and so is each file of other tests, whose fixtures are made once.
+ALONE = "test_every_notebook"
+# units that take longest, the longest first
 LONG = ("test_kaggle_kernels", "test_demo", "test_kaggle_training", "test_processes", "test_jupyterlab",
         "test_overfit", "test_kaggle_members", "test_faults", "test_view_pictures", "test_resume",
         "test_stages", "test_training", "test_predict", "test_reader", "test_views", "test_gpu",
@@ -15,22 +17,53 @@ LONG = ("test_kaggle_kernels", "test_demo", "test_kaggle_training", "test_proces
 
 
 def pytest_collection_modifyitems(items):
-    "Long files first, so that all workers end together; `--no-loadscope-reorder` keeps this order."
-    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+    """Long units first, then files, then notebooks, so that all workers end together;
+    `--no-loadscope-reorder` keeps this order."""
+    def place(item):
+        book = item.path.stem == ALONE
+        name = item.callspec.params["name"] if book else item.path.stem
+        return LONG.index(name) if name in LONG else len(LONG) + book
+    items.sort(key=place)
+
+
+def unit(nodeid):
+    "What a test is worked off with: a notebook by itself, the tests of a file together."
+    file = nodeid.partition("::")[0]
+    return nodeid if Path(file).stem == ALONE else file
+
+
+def pytest_xdist_make_scheduler(config, log):
+    "As with `--dist loadfile`, but units."
+    from xdist.scheduler.loadscope import LoadScopeScheduling
+
+    class Units(LoadScopeScheduling):
+        def _split_scope(self, nodeid): return unit(nodeid)
+    return Units(config, log)
 
 
 @pytest.fixture(scope="session")
-def comp_dir(tmp_path_factory):
-    "A simulated competition folder, made once for all pytest workers; tests read it and never write into it."
-    from filelock import FileLock
-
-    from hms_hbac.simulate.competition import simulate
+def shared_folder(tmp_path_factory):
+    "A folder for all pytest workers; whoever makes something there holds a lock (`once`)."
     base = tmp_path_factory.getbasetemp()
-    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    with FileLock(base / "comp.lock"):
-        if not (base / "comp" / "train.csv").exists():
-            simulate(base / "comp", patients=10, test_patients=4, seed=1, workers=1, progress=False)
-    return base / "comp"
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+def once(folder, name, make):
+    "The folder `name`, made by `make(path)` for whoever comes first; the others wait for it."
+    from filelock import FileLock
+    with FileLock(folder / f"{name}.lock"):
+        if not (folder / f"{name}.made").exists():
+            make(folder / name)
+            (folder / f"{name}.made").touch()
+    return folder / name
+
+
+@pytest.fixture(scope="session")
+def comp_dir(shared_folder):
+    "A simulated competition folder, made once for all pytest workers; tests read it and never write into it."
+    from hms_hbac.simulate.competition import simulate
+    sizes = dict(patients=10, test_patients=4, seed=1, workers=1, progress=False)
+    return once(shared_folder, "comp", lambda path: simulate(path, **sizes))
 
 
 @pytest.fixture(scope="session")
@@ -78,7 +111,15 @@ def cluster():
 
 
 def pytest_terminal_summary(terminalreporter):
-    "Say how many browser tests were left out, and what brings them."
+    "Name the longest units (see `LONG`); say how many browser tests were left out, and what brings them."
+    took = {}
+    for report in sum(terminalreporter.stats.values(), []):
+        if hasattr(report, "when"):
+            took[unit(report.nodeid)] = took.get(unit(report.nodeid), 0) + report.duration
+    if len(took) > 9:
+        terminalreporter.section("longest units")
+        for name, seconds in sorted(took.items(), key=lambda u: -u[1])[:40]:
+            terminalreporter.write_line(f"{seconds:7.1f} s  {name}")
     skipped = terminalreporter.stats.get("skipped", [])
     lacking = [r for r in skipped if "no Chromium" in str(r.longrepr)]
     if lacking:

@@ -30,6 +30,7 @@ def test_a_bound_that_is_too_low_is_seen(old_joblib, tmp_path, monkeypatch):
     python.chmod(0o755)
     monkeypatch.setattr(tool, "make", lambda name: python)
     monkeypatch.setattr(tool, "PLACE", tmp_path)
+    monkeypatch.setattr(tool, "WORKERS", "0")                       # one process, one test
     monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:cacheprovider -k another_simulation_is_refused")
     assert not tool.run("oldest", ["simulate"])
     assert json.loads((tmp_path / "oldest.json").read_text())["passed"] is False

@@ -66,7 +66,7 @@ def cuda_cells(place):
         marked = [s for _, _, s in cells(path) if re.search(r"^#\|\s*cuda\b", s, re.M)]
         if not marked: continue
         for k, source in enumerate(marked): compile(source, f"{path.name}, cell {k} of those marked", "exec")
-        fault = None if place.dry else test_notebooks.run(path, "cuda", 600)[1]
+        fault = None if place.dry else test_notebooks.run(path, "cuda", 600)[2]
         rows.append({"notebook": str(path.relative_to(ROOT)), "cells": len(marked), "holds": fault is None,
                      "fault": (fault or "")[-500:]})
     return rows

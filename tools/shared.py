@@ -6,6 +6,17 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def preloaded():
+    """What a process imports whose forks run notebooks and commands: the package, and what it imports late.
+    (`explore` is for Jupyter alone.)"""
+    late = ("pytest timm.optim timm.utils sklearn.linear_model sklearn.model_selection matplotlib.pyplot "
+            "torch.distributed.run joblib tqdm.auto scipy.signal scipy.optimize pyarrow.parquet accelerate "
+            "typer.testing nbdev.test IPython.display")
+    own = [p.relative_to(ROOT).with_suffix("") for p in sorted((ROOT / "hms_hbac").glob("*/*.py"))
+           if p.stem not in ("__init__", "explore")]
+    return ["torch", "hms_hbac.cli", *late.split(), *(".".join(p.parts) for p in own)]
+
+
 def notebooks(root=ROOT):
     "Every notebook below nbs/, in reading order."
     found = (root / "nbs").rglob("*.ipynb")

@@ -21,7 +21,7 @@ from pathlib import Path
 from shared import ROOT
 
 PLACE = ROOT / "build/versions"
-NAMES = ("oldest", "kaggle", "kaggle-next")
+NAMES, WORKERS = ("oldest", "kaggle", "kaggle-next"), "2"
 FOLDERS = ("signal", "data", "simulate", "views", "augment", "models", "training", "inference", "evaluation")
 TOOLS = ["pytest>=8.3", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "hypothesis>=6.120", "filelock>=3.16",
          "beautifulsoup4>=4.12", "psutil>=5.9.5", "librosa>=0.10.2", "nbclient>=0.10", "nbformat>=5.10",
@@ -62,7 +62,7 @@ def run(name, folders):
     python, start = make(name), time.time()
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
     tests = [f"tests/{f}" for f in folders or FOLDERS]
-    commands = [["-n", "2", "--dist", "loadfile", *tests]]
+    commands = [["-n", WORKERS, "--dist", "loadfile", *tests]]
     if not folders:
         commands.append(["tests/kaggle/test_kaggle_kernels.py"])                            # the rehearsal
     done = [subprocess.run([python, "-m", "pytest", "-q", *c], cwd=ROOT, env=env) for c in commands]

@@ -1,13 +1,12 @@
 "open-eeg: faults of a clone have names, made-up files give the folder they should, the real ones fit."
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from apart import apart, command
 from scipy.io import loadmat, savemat
 from toy_files import cells, write_clones
 
@@ -199,13 +198,12 @@ def test_missing_parts_and_taken_folders(clones, tmp_path):
 
 def test_an_empty_folder_prints_the_two_commands(tmp_path):
     (tmp_path / "empty").mkdir()
-    command = [sys.executable, "-m", "hms_hbac", "open-eeg", str(tmp_path / "empty"), str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1 and "Traceback" not in done.stderr
+    status, said = apart(command, "open-eeg", tmp_path / "empty", tmp_path / "out")
+    assert status == 1
     assert not (tmp_path / "out").exists()
     for name in ("IIIC-SPaRCNet", "IIIC-IRR"):
         assert (
-            f"git clone --depth 1 https://github.com/bdsp-core/{name} {tmp_path}/empty/{name}" in done.stderr
+            f"git clone --depth 1 https://github.com/bdsp-core/{name} {tmp_path}/empty/{name}" in said
         )
 
 

@@ -2,14 +2,12 @@
 
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import threading
 import time
 
 import numpy as np
 import pytest
+from apart import begun
 
 from hms_hbac.core import DataError, HmsError, read_json, write_json
 from hms_hbac.data import recordings
@@ -40,23 +38,24 @@ def test_unknown_backend(folder, tmp_path):
         prepare(folder, tmp_path / "c", backend="steam", progress=False)
 
 
+def prepare_slowly(folder, cache):
+    pack = recordings.pack_file
+
+    def slow(*a):
+        time.sleep(0.02)
+        return pack(*a)
+
+    recordings.pack_file = slow
+    prepare(folder, cache, workers=2, progress=False)
+
+
 def test_kill_minus_nine_and_resume(folder, cache, tmp_path, monkeypatch):
-    code = f"""
-import time
-from hms_hbac.data import recordings
-pack = recordings.pack_file
-def slow(*a): time.sleep(.02); return pack(*a)
-recordings.pack_file = slow
-recordings.prepare({str(folder)!r}, {str(tmp_path / "c")!r}, workers=2, progress=False)
-"""
-    child = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "OMP_NUM_THREADS": "1"})
-    until = time.time() + 60
-    while (
-        time.time() < until and len(list((tmp_path / "c/shards").glob("*.json"))) < 2 and child.poll() is None
-    ):
+    child, _ = begun(prepare_slowly, folder, tmp_path / "c")
+    until, shards = time.time() + 60, tmp_path / "c/shards"
+    while time.time() < until and len(list(shards.glob("*.json"))) < 2 and child.is_alive():
         time.sleep(0.01)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
+    child.kill()
+    child.join()
     done = {p.stem for p in (tmp_path / "c/shards").glob("*.json")}
     assert 2 <= len(done) < 5
     with pytest.raises(DataError, match="the cache is not complete"):

@@ -3,12 +3,11 @@
 import os
 import resource
 import stat
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
 import pytest
+from apart import apart
 
 from hms_hbac.core import VOTES, SubmissionError
 from hms_hbac.inference.ensemble import ensemble
@@ -78,15 +77,15 @@ def test_a_pipe_without_a_reader_does_not_hang_a_member(place):
     assert pd.read_csv(report_path(place / "a.csv")).reason.tolist() == ["is no file"]
 
 
+def without_room(file):
+    "What is said where no file may have more than a megabyte."
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+    with pytest.raises(SubmissionError) as e: check_output(file, 50_000)
+    return e.value.what
+
+
 def test_no_room_is_seen_before_the_work_and_nothing_stays(tmp_path):
-    code = (
-        "from hms_hbac.inference.outputs import check_output; from hms_hbac.core import SubmissionError\n"
-        f"try: check_output({str(tmp_path / 's.csv')!r}, 50_000)\n"
-        "except SubmissionError as e: print(e.what)"
-    )
-    limit = dict(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000)))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, **limit)
-    assert done.stdout.strip() == "cannot be written (File too large)", done.stderr[-500:]
+    assert apart(without_room, tmp_path / "s.csv") == "cannot be written (File too large)"
     assert list(tmp_path.iterdir()) == []
     assert check_output(tmp_path / "s.csv", 50_000) == tmp_path / "s.csv"
 

@@ -2,9 +2,6 @@
 
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 
@@ -13,6 +10,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
+from apart import begun
 from safetensors.torch import load_file, save_file
 
 from hms_hbac.core import CHANNELS, EEG_SAMPLES, VOTES, DataError, RecipeError, spectrogram_columns
@@ -464,21 +462,22 @@ def test_views_do_not_look_at_neighbors(view, clean, comp, tmp_path):
     assert after.iloc[[0, 2]].equals(before.iloc[[0, 2]])
 
 
+def announced(flag, runs, comp, out, how):
+    "Predict, and touch a file just before."
+    flag.touch()
+    predict(runs, comp, out, **how)
+
+
 def test_killed_and_repeated(runs, clean, baseline, tmp_path):
     "A kill at any moment leaves the old file or none; the same command then gives the same bytes."
     out = tmp_path / "s.csv"
     how = dict(batch_size=4, device="cpu", progress=False)
-    code = (
-        "from hms_hbac.inference.predict import predict; print('in', flush=True); "
-        f"predict({str(runs)!r}, {str(clean)!r}, {str(out)!r}, **{how!r})"
-    )
-    quiet = dict(stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    child = subprocess.Popen([sys.executable, "-c", code], **quiet)
-    while child.stdout.readline().strip() != "in":
-        pass
+    child, _ = begun(announced, tmp_path / "in", runs, clean, out, how)
+    while not (tmp_path / "in").exists() and child.is_alive():
+        time.sleep(0.005)
     time.sleep(0.05)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
+    child.kill()
+    child.join()
     assert not out.exists() or out.read_bytes().count(b"\n") == 4
     for _ in range(2):
         assert predict(runs, clean, out, **how) == 0

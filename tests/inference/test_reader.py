@@ -1,6 +1,4 @@
 """Recordings of every kind: the same answers, faults with names, and nothing lost when killed."""
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -10,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from apart import begun
 from scipy.signal import resample_poly
 
 from hms_hbac.core import CHANNELS, CLASSES, EEG_RATE, ELECTRODES, DataError, HmsError, write_json
@@ -205,12 +204,9 @@ def test_nan_and_flat_are_not_counted(reader, eeg):
     assert abs(counted - (~table.bad & np.isfinite(table[list(CLASSES)]).all(axis=1)).sum() * 10) < 1e-6
 
 
-SCRIPT = """
-import sys, torch
-torch.set_num_threads(1)
-from hms_hbac.inference.reader import Reader
-Reader(sys.argv[2], step=10, device="cpu").read(sys.argv[1], sys.argv[3], progress=False)
-"""
+def read_alone(runs, file, out):
+    torch.set_num_threads(1)
+    Reader(runs, step=10, device="cpu").read(file, out, progress=False)
 
 
 def test_killed_and_continued_gives_the_same_bytes(runs, eeg, tmp_path):
@@ -218,14 +214,12 @@ def test_killed_and_continued_gives_the_same_bytes(runs, eeg, tmp_path):
     x = np.tile(eeg, 15).astype(np.float32)                                 # 22 minutes: three pieces
     table = pd.DataFrame(np.pad(x, ((0, 1), (0, 0))).T, columns=list(CHANNELS))
     table.to_parquet(tmp_path / "a.parquet")
-    args = [sys.executable, "-c", SCRIPT, tmp_path / "a.parquet", runs / "raw", tmp_path / "killed"]
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(list(map(str, args)), env=env, stdout=subprocess.DEVNULL)
+    process, _ = begun(read_alone, runs / "raw", tmp_path / "a.parquet", tmp_path / "killed")
     end, pieces = time.monotonic() + 200, tmp_path / "killed/pieces"
-    def waiting(): return time.monotonic() < end and process.poll() is None
+    def waiting(): return time.monotonic() < end and process.is_alive()
     while waiting() and not list(pieces.glob("*.npz")): time.sleep(.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     assert len(list(pieces.glob("[0-9]*.npz"))) in (1, 2), "it was to be killed between pieces"
     assert not (tmp_path / "killed/summary.json").exists()
     threads = torch.get_num_threads()

@@ -1,12 +1,14 @@
 """Every published system as a recipe: builds at full scale, passes a batch, and learns at demo scale."""
 import os
 import time
+from functools import cache
 
 import pytest
 import torch
 import yaml
 
 from hms_hbac.core import RecipeError
+from hms_hbac.models.listing import read_table
 from hms_hbac.models.losses import loss
 from hms_hbac.models.nets import build_net, settled
 from hms_hbac.models.recipe import (
@@ -43,8 +45,20 @@ def offline(name, scale):
 
 def test_every_row_of_the_table_exists():
     assert sorted(WANTED) == list_recipes()
-    assert list(recipe_table(parameters=False).name) == list_recipes()
     assert recipe_table(["resnet1d_gru_bands"]).parameters.item() == "0.5 M"      # counted without memory
+
+
+def test_the_table_beside_the_recipes_is_true():
+    "What `hms-hbac recipes` reads knows all recipes; the next test compares it row by row."
+    assert list(table_beside()) == list_recipes()
+
+
+@cache
+def table_beside():
+    "{name: row} of the table beside the recipes."
+    told = read_table()
+    assert told is not None, "a recipe has changed: python tools/build_recipes.py"
+    return {row["name"]: row for row in told.to_dict("records")}
 
 
 # millions of parameters
@@ -69,6 +83,9 @@ def test_full_scale_builds_and_passes_a_batch(name):
             assert all(p.grad is not None and p.grad.shape == p.shape for p in net.parameters())
     millions = sum(p.numel() for p in net.parameters()) / 1e6
     assert millions > .01 and millions == pytest.approx(FIRST_PLACES.get(name, millions), abs=.006)
+    [row] = recipe_table([name], parameters=False).to_dict("records")
+    told = row | {"parameters": f"{millions:.1f} M"}
+    assert table_beside()[name] == told, "the table has changed: python tools/build_recipes.py"
 
 
 def test_a_full_step_for_real():

@@ -1,16 +1,16 @@
 """Two processes do what one does, and a machine that dies is no loss. CPU and gloo; every launch is
-torchrun's own module."""
+torchrun's own, called in a fork of a process that has imported it."""
 import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import toy_training
+from apart import START, apart
 from safetensors.torch import load_file
 
 SCRIPT = str(Path(__file__).parents[1] / "toy_training.py")
@@ -23,12 +23,19 @@ def free_port():
         return s.getsockname()[1]
 
 
-def agent(port, rank, nodes, processes, *args):
-    "A torchrun agent, in a process group of its own (so that it can be killed with its workers)."
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
+def torchrun(log, words):
+    "In a process group of its own, so that it can be killed with its workers."
+    os.setsid()
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for fd in (1, 2): os.dup2(file, fd)
+    os.environ.update(ENV)
+    from torch.distributed.run import main
+    main(words)
+
+
+def agent(log, port, rank, nodes, processes, *args):
+    "A torchrun agent that works already; what it and its workers say goes to the file `log`."
+    words = [
         f"--nnodes={nodes}",
         f"--nproc-per-node={processes}",
         "--rdzv-backend=c10d",
@@ -39,23 +46,31 @@ def agent(port, rank, nodes, processes, *args):
         "--max-restarts=0",
         *args,
     ]
-    return subprocess.Popen(
-        command, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
+    process = START.Process(target=torchrun, args=(str(log), words))
+    process.start()
+    return process
+
+
+def status(process, seconds=150):
+    "The exit status of an agent; None where it is not at its end yet."
+    process.join(seconds)
+    return process.exitcode
 
 
 def end(process):
     "Kill the agent and all it started."
     try: os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError: pass
-    process.communicate()
+    process.join()
 
 
-def one(folder, *options):
-    done = subprocess.run(
-        [sys.executable, SCRIPT, str(folder), *options], env=ENV, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
+def alone(folder):
+    os.environ.update(ENV)
+    toy_training.main(folder)
+
+
+def one(folder):
+    apart(alone, str(folder))
     return pd.read_csv(folder / "history.csv")
 
 
@@ -63,9 +78,11 @@ def one(folder, *options):
 def double(tmp_path_factory):
     "A finished run of one agent with two processes."
     folder = tmp_path_factory.mktemp("double") / "run"
-    run = agent(free_port(), 0, 1, 2, SCRIPT, str(folder))
-    out, _ = run.communicate(timeout=150)
-    assert run.returncode == 0, out
+    log = folder.parent / "log"
+    run = agent(log, free_port(), 0, 1, 2, SCRIPT, str(folder))
+    ended, out = status(run), log.read_text()
+    end(run)
+    assert ended == 0, out
     assert out.count("finished") == 1                                        # one process speaks and writes
     return folder
 
@@ -101,22 +118,20 @@ def test_an_agent_dies(tmp_path, double):
     folder = tmp_path / "run"
 
     def both(*more):
-        port = free_port()
-        return [
-            agent(port, rank, 2, 1, SCRIPT, str(folder), "every=0", *(more if rank == 1 else ()))
-            for rank in range(2)
-        ]
+        port, told = free_port(), [SCRIPT, str(folder), "every=0"]
+        words = [told, [*told, *more]]
+        return [agent(tmp_path / f"log{k}", port, k, 2, 1, *words[k]) for k in range(2)]
 
     # the second machine's process kills itself in mid-epoch
     agents = both("die=update:14")
     try:
-        assert agents[1].wait(timeout=150) != 0
+        assert status(agents[1]) not in (0, None)
         for a in agents: end(a)
         manifest = json.loads((folder / "manifest.json").read_text())
         assert manifest["status"] != "finished" and not (folder / "model.safetensors").exists()
         assert json.loads((folder / "last" / "state.json").read_text())["state"]["progress"]["total"] > 0
         agents = both()
-        for a in agents: assert a.wait(timeout=150) == 0, a.communicate()[0]
+        for k, a in enumerate(agents): assert status(a) == 0, (tmp_path / f"log{k}").read_text()
     finally:
         for a in agents: end(a)
     frames = [

@@ -1,7 +1,6 @@
 """A training that is killed at any moment goes on to the same bits. Real SIGKILLs in child processes, a
 real full file system where we may mount one."""
 import json
-import multiprocessing
 import os
 import resource
 import signal
@@ -12,6 +11,7 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+from apart import START
 from safetensors.torch import load_file
 
 from hms_hbac.core import CheckpointError
@@ -25,19 +25,6 @@ import toy_training
 from toy_training import IDENTITY, toy_loop, toy_settings
 
 OPTIONS = ("norm=1", "dropout=0.2", "every=0")
-# a server imports torch, timm and ours once; each child is a fresh fork of it
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(
-    [
-        "toy_training",
-        "hms_hbac.training.run",
-        "accelerate",
-        "timm.optim",
-        "timm.utils",
-        "pyarrow.parquet",
-        "tqdm.auto",
-    ]
-)
 
 
 def child(folder, options, log, limit):
@@ -53,7 +40,7 @@ def child(folder, options, log, limit):
 
 def run(folder, *options, limit=None):
     log = Path(folder).parent / f"{Path(folder).name}.log"
-    p = CONTEXT.Process(target=child, args=(str(folder), options, str(log), limit))
+    p = START.Process(target=child, args=(str(folder), options, str(log), limit))
     p.start()
     p.join(120)
     assert p.exitcode is not None, "the child hangs"
@@ -182,7 +169,7 @@ def test_signals_pause(straight, tmp_path, number):
     """A signal: everything is saved, the status is paused, the exit status 128 plus the signal's
     number; then the same bits."""
     folder = tmp_path / "run"
-    p = CONTEXT.Process(
+    p = START.Process(
         target=child, args=(str(folder), (*OPTIONS, "slow=0.05"), str(tmp_path / "log"), None)
     )
     p.start()
@@ -222,7 +209,7 @@ def test_the_next_look_sees_a_crash(tmp_path):
     Whoever looks next reads `failed` and why."""
     for number, told in ((signal.SIGBUS, "SIGBUS"), (signal.SIGKILL, "kill -9")):
         folder = tmp_path / told.replace(" ", "")
-        p = CONTEXT.Process(
+        p = START.Process(
             target=child, args=(str(folder), (*OPTIONS, "slow=0.05"), str(tmp_path / "log"), None)
         )
         p.start()

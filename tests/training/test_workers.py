@@ -1,5 +1,4 @@
 """Folds in real worker processes: a signal to the whole group pauses each of them, and nothing is lost."""
-import multiprocessing
 import os
 import signal
 import time
@@ -7,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from apart import START
 
 from hms_hbac.core import RecipeError, read_json
 from hms_hbac.data.competition import Competition
@@ -15,9 +15,6 @@ from hms_hbac.models.recipe import load_recipe
 from hms_hbac.training.machine import crew_of, read_run
 from hms_hbac.training.run import train
 
-# the command itself starts at once in a fork of a server that has imported it; its workers start anew
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["hms_hbac.cli", "hms_hbac.training.run", "accelerate", "timm.optim"])
 LONG = ["view=CropPad(Panels(), 64, 64)", "stages=[{name: all, epochs: 4000}]", "batch_size=64"]
 
 
@@ -56,7 +53,7 @@ def test_a_signal_to_the_group_pauses_all_workers(comp_dir, tmp_path):
     prepare(Competition(comp_dir), tmp_path / "cache", progress=False)
     done = [0, 0]
     for number, early in ((signal.SIGTERM, False), (signal.SIGINT, False), (signal.SIGTERM, True)):
-        p = CONTEXT.Process(target=command, args=(tmp_path, comp_dir, early))
+        p = START.Process(target=command, args=(tmp_path, comp_dir, early))
         p.start()
         until = time.monotonic() + 120
         def going_on(p=p, done=done, until=until):
