@@ -110,8 +110,11 @@ def cluster():
         p.wait()
 
 
+@pytest.hookimpl(hookwrapper=True, tryfirst=True)
 def pytest_terminal_summary(terminalreporter):
-    "Name the longest units (see `LONG`); say how many browser tests were left out, and what brings them."
+    """Name the longest units (see `LONG`); at last say how many browser tests were left out, and what brings
+    them."""
+    yield
     took = {}
     for report in sum(terminalreporter.stats.values(), []):
         if hasattr(report, "when"):

@@ -10,6 +10,7 @@ import pytest
 
 from hms_hbac.core import CLASSES, VOTES
 from hms_hbac.evaluation.runs import example_run
+from hms_hbac.models.listing import read_table
 
 HEAVY = ("torch", "timm", "pandas", "pyarrow", "scipy", "matplotlib", "sklearn", "joblib", "yaml")
 WATCH = """
@@ -76,6 +77,8 @@ WORDS = ["runs {0}/runs", "check-submission {0}/submission.csv --data {0}", "rec
 
 @pytest.mark.parametrize("words", WORDS)
 def test_tables_need_no_torch(small_folder, words):
+    if words == "recipes" and read_table() is None:
+        pytest.skip("a recipe has changed since: python tools/build_recipes.py")
     status, out, brought = watched(*words.format(small_folder).split(), heavy=("torch", "timm", "scipy"))
     assert status == 0 and brought == "", brought
     wanted = {"runs": "recipe", "check-submission": "valid", "recipes": "panels_b0"}

@@ -1,4 +1,5 @@
 """The sync check passes on this checkout and fails, with its cure, where one of the three differs."""
+import re
 import shutil
 import subprocess
 import sys
@@ -45,6 +46,7 @@ FAULTS = [
      "filters.py: differs from its notebook"),
     ("README.md", "# hms_hbac", "# hms", "README.md: differs from nbs/index.ipynb"),
 ]
+FOLLOW = ["hms_hbac/_modidx.py", "hms_hbac/signal/filters.py", "hms_hbac/simulate/votes.py"]    # of the above
 
 
 def test_each_difference_is_found(copy):
@@ -54,5 +56,5 @@ def test_each_difference_is_found(copy):
     for file, text in before.items(): (copy / file).write_text(text, encoding="utf-8")
     assert status == 1
     for file, *_, message in FAULTS: assert message in said, f"{file}: {said}"
-    named = [line for line in said.splitlines() if not line.startswith(" ")]
-    assert len(named) == len(FAULTS), f"something else differs: {said}"      # and nothing without a fault
+    named = {re.match(r"[^,:]+", line)[0] for line in said.splitlines() if not line.startswith(" ")}
+    assert named == {*(f for f, *_ in FAULTS), *FOLLOW} - {"nbs/02_signal/01_filters.ipynb"}, said
