@@ -142,8 +142,7 @@ def recipes(
         print(recipe_yaml(load_recipe(name, scale)), end="")
     else:
         from hms_hbac.models.listing import packaged_table
-        table = packaged_table().drop(columns=[] if parameters else "parameters")
-        print(table.to_string(index=False, max_colwidth=70))
+        print(packaged_table(parameters).to_string(index=False, max_colwidth=70))
 
 # %% ../nbs/13_cli.ipynb #eeaa782e
 def draw_recipes(name: str | None, out: Path, data: Path | None, eeg: int | None) -> None:

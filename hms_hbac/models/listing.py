@@ -41,9 +41,9 @@ def read_table(folder: Path | str = RECIPES) -> pd.DataFrame | None:
     return pd.DataFrame(told["rows"]) if told["recipes"] == recipes_hash(folder) else None
 
 # %% ../../nbs/07_models/12_listing.ipynb #a1f0c2dc
-def packaged_table() -> pd.DataFrame:
+def packaged_table(parameters: bool = True) -> pd.DataFrame:
     "`recipe_table` of the recipes that come with the package, read where it is known."
     table = read_table()
-    if table is not None: return table
+    if table is not None: return table if parameters else table.drop(columns="parameters")
     from hms_hbac.models.recipe import recipe_table
-    return recipe_table()
+    return recipe_table(parameters=parameters)
