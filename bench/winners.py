@@ -81,11 +81,11 @@ def main():
     if args.one:
         print(json.dumps(measure(args.one, args.batch)))
         return
-    rows = {}
-    if args.out.is_file(): rows = {r["recipe"]: r for r in pd.read_csv(args.out).to_dict("records")}
     for name in args.recipes.split(","):
         command = [sys.executable, __file__, "--one", name, "--batch", str(args.batch)]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        old = pd.read_csv(args.out).to_dict("records") if args.out.is_file() else []
+        rows = {r["recipe"]: r for r in old}
         rows[name] = json.loads(done.stdout.splitlines()[-1])
         pd.DataFrame([rows[n] for n in NAMES if n in rows]).to_csv(args.out, index=False)
         print(rows[name], flush=True)
