@@ -49,7 +49,7 @@ def whole(data: bytes, what: str, where: object, least: int = 1, most: int = 2**
 class Header(NamedTuple):
     "What the header says, and the raw bytes of it."
     kind: str                        # EDF or BDF
-    reserved: str                    # "EDF+C", "EDF+D", "24BIT" or nothing
+    reserved: str                    # "EDF+C", "EDF+D" (or BDF), "24BIT" or nothing
     records: int                     # as told; -1: unknown
     seconds: float                   # of a record
     channels: dict                   # field -> list of bytes, one a channel
@@ -59,6 +59,10 @@ class Header(NamedTuple):
     def width(self) -> int:
         "Bytes of a sample."
         return 3 if self.kind == "BDF" else 2
+    @property
+    def paused(self) -> bool:
+        "Whether the header says that records need not follow each other: EDF+D, BDF+D."
+        return self.reserved.startswith(f"{self.kind}+D")
     @property
     def labels(self) -> list:
         "Names of the signals, in order."
@@ -126,8 +130,8 @@ def pauses(times: np.ndarray, seconds: float, where: object) -> np.ndarray:
     "Lengths (s) of the pauses between records that begin at `times`; `DataError` where they run backwards."
     gaps = np.diff(times) - seconds
     if np.isnan(times).any() or (gaps < -.01 * seconds - 1e-3).any():
-        cure = "export it as EDF+C, one file for each uninterrupted part"
-        raise DataError("EDF+D: the times of its records cannot be read or overlap", where=where, cure=cure)
+        what = "interrupted: the times of its records cannot be read or overlap"
+        raise DataError(what, where=where, cure="export it as EDF+C, one file for each uninterrupted part")
     return gaps[gaps > .01 * seconds]
 
 # %% ../../nbs/03_data/08_edf.ipynb #cd8dc3be
@@ -149,7 +153,7 @@ class EdfFile:
         self.rates = [c / self.header.seconds for c in self.counts]
         self.begins = np.cumsum([0, *self.counts]) * self.header.width         # bytes within a record
         count_records(self)
-        self.times = timeline(self) if self.header.reserved.startswith("EDF+D") else None
+        self.times = timeline(self) if self.header.paused else None
         drop_broken(self)
 
     @property
@@ -194,14 +198,15 @@ def drop_broken(self: EdfFile) -> None:
 def timeline(self: EdfFile) -> np.ndarray | None:
     "Times of the records of an EDF+D, None where there is no pause; `DataError` where there is one."
     at = [i for i, n in enumerate(self.labels) if n in ("EDF Annotations", "BDF Annotations")]
-    if not at: raise DataError("EDF+D without annotations", where=self.path, cure="export it as EDF+C")
+    kind = self.header.kind
+    if not at: raise DataError(f"{kind}+D without annotations", where=self.path, cure="export it as EDF+C")
     size = self.counts[at[0]] * self.header.width
     times = onsets(self.path, self.header, self.start, self.record, self.records, self.begins[at[0]], size)
     gaps = pauses(times, self.header.seconds, self.path)
     if not len(gaps): return None
-    what = f"EDF+D: interrupted {len(gaps)} times, {gaps.sum():g} s are missing"
+    what = f"{kind}+D: interrupted {len(gaps)} times, {gaps.sum():g} s are missing"
     if not self.gaps:
-        cure = "read it with --gaps (missing time becomes missing samples), or export its parts as EDF+C"
+        cure = "read it with --gaps (missing time becomes missing samples), or export its parts"
         raise DataError(what, where=self.path, cure=cure)
     if times[-1] - times[0] > 40 * 86400: raise DataError(what, where=self.path, cure="split it by days")
     self.flags.append(what)

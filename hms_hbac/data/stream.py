@@ -9,6 +9,7 @@ __all__ = ['SLOWEST', 'NOTCH_Q', 'OFFSET', 'PLAUSIBLE', 'BAD', 'ArraySource', 'M
 # %% ../../nbs/03_data/09_stream.ipynb #a9384bd0
 import re
 from collections.abc import Sequence
+from datetime import date, timedelta
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,6 +43,10 @@ class ArraySource:
         "Annotations: (onset in s, seconds, text, names of their channels; none: all)."
         return []
 
+    def about(self) -> dict:
+        "`start`, `sex` and `age`, as far as the recording tells."
+        return {}
+
     def read(self, channels: Sequence[int], first: int, last: int) -> np.ndarray:
         "Samples first .. last in µV."
         return np.asarray(self.data[list(channels), first:last], np.float64) * self.unit
@@ -65,6 +70,15 @@ class MneSource(ArraySource):
         given, first = self.raw.annotations, self.raw.first_time
         return [(float(a["onset"]) - first, float(a["duration"]), str(a["description"]),
                  tuple(a.get("ch_names", ()))) for a in given]
+
+    def about(self) -> dict:
+        "`start` (of the first sample that is there), `sex` and `age`, each None where MNE does not know."
+        when, who = self.raw.info["meas_date"], self.raw.info["subject_info"] or {}
+        born = who.get("birthday")
+        if isinstance(born, (tuple, list)): born = date(*born)              # of older versions
+        start = when and when.replace(tzinfo=None) + timedelta(seconds=float(self.raw.first_time))
+        age = int((start.date() - born).days / 365.25) if start and born else None
+        return {"start": start, "sex": {1: "M", 2: "F"}.get(who.get("sex")), "age": age}
 
     def read(self, channels: Sequence[int], first: int, last: int) -> np.ndarray:
         "Samples first .. last in µV (MNE counts in V)."
@@ -149,7 +163,7 @@ class Stream:
         self.source, self.name, self.notch, self.flags = source, name, notch, list(source.flags)
         self.plan, said = usable_plan(source, name)
         self.flags += [*said, *self.plan.flags]
-        self.about = about(source.header) if isinstance(source, EdfFile) else {}
+        self.about = about(source.header) if isinstance(source, EdfFile) else source.about()
         rates = [source.rates[i] for i in self.plan.inputs]
         self.groups = {r: [k for k, q in enumerate(rates) if q == r] for r in sorted(set(rates))}
         def clock(r): return Resampler(r, source.length(self.plan.inputs[self.groups[r][0]]))
@@ -198,7 +212,9 @@ def look_around(self: Stream) -> np.ndarray:
     chains = chains.reshape(-1, EEG_RATE)
     chains = chains[np.isfinite(chains).all(1)]
     typical = np.median(chains.std(1)) if len(chains) else 0.
-    if not PLAUSIBLE[0] <= typical <= PLAUSIBLE[1]:
+    if all(set(pair) & set(self.plan.missing) for pair in MONTAGES["chains"].pairs):
+        self.flags.append("no two neighbours of a chain are here: models that look at chains see nothing")
+    elif not PLAUSIBLE[0] <= typical <= PLAUSIBLE[1]:
         told = f"implausible amplitude: {typical:.3g} µV in a chain's difference"
         self.flags.append(f"{told}; check the units")
     return np.where(far, middle, 0)[:, None]

@@ -43,7 +43,7 @@ def read(
     sets: Annotated[str | None, typer.Option(help="threshold of the sets of classes, number or file")] = None,
     tta: Annotated[str | None, typer.Option(help="test-time augmentation: flip_lr,flip_time,shift")] = None,
     notch: Annotated[float | None, typer.Option(help="Hz of the mains to filter out")] = None,
-    gaps: Annotated[bool, typer.Option("--gaps", help="read the pauses of an EDF+D as missing")] = False,
+    gaps: Annotated[bool, typer.Option("--gaps", help="read pauses (EDF+D, BDF+D) as missing")] = False,
     annotate: Annotated[bool, typer.Option("--annotate", help="write the findings into a copy")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="windows at a time")] = 32,
     device: Annotated[str | None, typer.Option(help="cpu or cuda")] = None,

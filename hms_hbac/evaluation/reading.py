@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['FILES', 'ENDINGS', 'found_events', 'annotated_path', 'write_annotated', 'summary', 'write_tables', 'write_reading',
-           'finished', 'read_one', 'recordings_of', 'task', 'run_tasks', 'ranking', 'ranking_page', 'check_place',
-           'claim_folder', 'read_recordings']
+           'finished', 'read_one', 'recordings_of', 'task', 'run_tasks', 'ranking', 'ranking_page', 'write_ranking',
+           'check_place', 'claim_folder', 'read_recordings']
 
 # %% ../../nbs/10_evaluation/18_reading.ipynb #fb01284b
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -29,11 +29,11 @@ from ..inference.rows import reason
 
 # %% ../../nbs/10_evaluation/18_reading.ipynb #4b486e67
 def found_events(reading: Reading) -> list[Event]:
-    "Stretches of one class but `other`, as events; the first says what this is."
+    "Stretches of one class but `other`, as events; the first ones, one a second, say what this is."
     said = runs(reading)
     rows = zip(said["class"], said.start, said.seconds, said.probability, strict=True)
     events = [Event(float(a), float(n), f"{NAMES[c]} {p:.2f}") for c, a, n, p in rows if c != "other"]
-    return [Event(0., 0., NOTE), *events]
+    return [*(Event(float(k), 0., s) for k, s in enumerate([NOTE, *provenance(reading)])), *events]
 
 
 def annotated_path(stream: Stream | None, out: Path) -> Path:
@@ -67,15 +67,16 @@ def summary(reading: Reading) -> dict:
 
 
 def write_tables(reading: Reading, out: Path) -> None:
-    "Write probabilities.parquet and probabilities.csv; both carry the note (the CSV in a first line with #)."
+    "Write probabilities.parquet and probabilities.csv; both say what they are (the CSV in lines with #)."
     import pyarrow as pa
     import pyarrow.parquet as pq
     rows = pa.Table.from_pandas(reading.table, preserve_index=False)
-    rows = rows.replace_schema_metadata({**(rows.schema.metadata or {}), b"note": NOTE.encode()})
+    said = [NOTE, *provenance(reading)]
+    rows = rows.replace_schema_metadata({**(rows.schema.metadata or {}), b"note": " ".join(said).encode()})
     with atomic_write(out/"probabilities.parquet") as tmp: pq.write_table(rows, tmp)
     with atomic_write(out/"probabilities.csv") as tmp:
         text = reading.table.to_csv(index=False, float_format="%.5f", lineterminator="\n")
-        tmp.write_text(f"# {NOTE}\n{text}", encoding="utf-8")
+        tmp.write_text("".join(f"# {s}\n" for s in said) + text, encoding="utf-8")
 
 # %% ../../nbs/10_evaluation/18_reading.ipynb #32e0939b
 FILES = ("probabilities.parquet", "probabilities.csv", "events.tsv", "events.json", "report.html",
@@ -89,7 +90,7 @@ def write_reading(reading: Reading, out: str | Path, annotated: bool = False) ->
     try:
         write_tables(reading, out)
         events = found_events(reading)
-        write_events(out/"events.tsv", events, NOTE)
+        write_events(out/"events.tsv", events, " ".join([NOTE, *provenance(reading)]))
         if annotated: write_annotated(reading, out, events)
         with atomic_write(out/"report.html") as tmp: tmp.write_text(recording_page(reading), encoding="utf-8")
         told = summary(reading)
@@ -109,7 +110,7 @@ def finished(reader: Reader, stream: Stream, out: Path, annotated: bool) -> dict
     told = read_json(out/"summary.json") | {"before": True}
     if annotated and not annotated_path(stream, out).is_file():
         frame = pd.read_parquet(out/"probabilities.parquet")
-        reading = Reading(frame, np.empty((4, 100, 0)), reader.step, stream.seconds, [], [], {}, stream)
+        reading = Reading(frame, np.empty((4, 100, 0)), reader.step, stream.seconds, [], [], told, stream)
         write_annotated(reading, out, found_events(reading))
     return told
 
@@ -194,15 +195,26 @@ def ranking(told: list[dict]) -> pd.DataFrame:
     return frame.sort_values(order, ascending=[False, False, True], na_position="last", ignore_index=True)
 
 # %% ../../nbs/10_evaluation/18_reading.ipynb #e45efb6a
-def ranking_page(frame: pd.DataFrame) -> str:
-    "The ranking as a page; reports lie in folders beside it."
+def ranking_page(frame: pd.DataFrame, said: Iterable[str] = ()) -> str:
+    "The ranking as a page; reports lie in folders beside it, `said` tells of the models."
     links = "".join(f'<li><a href="{esc(n)}/report.html">{esc(n)}</a></li>'
                     for n, f in zip(frame.recording, frame.fault, strict=True) if not f)
     numbers = ["hours", "counted", "seizure", "continuum"]
     shown = frame.assign(**frame[numbers].astype(float).round(3))
     return page(f"{len(frame)} recordings by burden", NOTE,
                 [("ranking", "By burden", table(shown, "Shares of the time that counts")),
-                 ("pages", "Pages", f"<ul>{links}</ul>" if links else text("None could be read."))])
+                 ("pages", "Pages", f"<ul>{links}</ul>" if links else text("None could be read.")),
+                 ("made", "How it was made", *map(text, said))])
+
+
+def write_ranking(frame: pd.DataFrame, said: list[str], out: Path) -> None:
+    "Write ranking.csv and ranking.html; `said`: whose models, on which recordings they were trained."
+    said = said[:3]                            # what follows speaks of one recording's patient
+    with atomic_write(out/"ranking.csv") as tmp:
+        rows = frame.to_csv(index=False, lineterminator="\n")
+        tmp.write_text("".join(f"# {s}\n" for s in [NOTE, *said]) + rows, encoding="utf-8")
+    with atomic_write(out/"ranking.html") as tmp: tmp.write_text(ranking_page(frame, said), encoding="utf-8")
+
 
 # %% ../../nbs/10_evaluation/18_reading.ipynb #pl4ce002
 def check_place(out: Path, paths: list) -> None:
@@ -250,6 +262,5 @@ def read_recordings(paths: list, runs: object, out: str | Path,
             told.append(result)
             bar.update()
     frame = ranking(told)
-    with atomic_write(out/"ranking.csv") as tmp: frame.to_csv(tmp, index=False)
-    with atomic_write(out/"ranking.html") as tmp: tmp.write_text(ranking_page(frame), encoding="utf-8")
+    write_ranking(frame, next((t["provenance"] for t in told if not t["fault"]), []), out)
     return sorted(told, key=lambda t: frame.recording.tolist().index(t["name"]))

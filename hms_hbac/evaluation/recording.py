@@ -60,13 +60,16 @@ def eeg_pages(reading: Reading, most: int = 12) -> list:
 
 # %% ../../nbs/10_evaluation/17_recording.ipynb #2cc7899f
 def provenance(reading: Reading) -> list:
-    "What the models were trained on, and whether the recording's patient is one of their kind, in words."
+    "Which models, trained on what, and whether the recording's patient is one of their kind, in words."
     models, here = reading.about.get("models", []), reading.about.get("recording", {})
-    made = sorted({bool(m.get("simulated")) for m in models})
-    trained = {(False,): "recordings of the competition that their manifests name",
-               (True,): "SIMULATED recordings: their answers on a patient's EEG mean nothing"}
-    on = trained.get(tuple(made), "simulated and other recordings")
-    said = [f"{len(models)} fold models, trained on {on}."]
+    made = {m.get("simulated") for m in models}
+    on = "recordings of which no more is known here: ask who trained them whether they were of patients"
+    if made == {False}: on = "the recordings that their manifests name, which were not simulated"
+    if made == {True}: on = "SIMULATED recordings: their answers on a patient's EEG mean nothing"
+    elif True in made: on = "simulated and other recordings: their answers on a patient's EEG mean little"
+    folds = pd.DataFrame({k: [str(m.get(k, "?")) for m in models] for k in ("recipe", "fold")})
+    who = "; ".join(f"{r} fold {', '.join(f)}" for r, f in folds.groupby("recipe", sort=False).fold)
+    said = [f"Models: {who}.", f"They were trained on {on}."]
     said.append("The HMS competition's recordings are of critically ill adults in intensive care.")
     age = here.get("age")
     if age is None: said.append("Whether this recording's patient is one is not known: no age in the header.")

@@ -36,8 +36,8 @@ def usable(member: Member, note: dict) -> bool:
 
 def for_member(member: Member, batch: dict) -> dict:
     """The entries that the member needs, the spectrogram cut to its own width around the label's window; only
-    its picture where that is `drawn` already."""
-    if member.picture in batch.get("drawn", {}): return {"drawn": batch["drawn"][member.picture]}
+    {transform: picture} where its pictures are `drawn` already."""
+    if member.picture in batch.get("drawn", {}): return batch["drawn"][member.picture]
     out = {"eeg": batch["eeg"]} if "eeg" in member.needs else {}
     if "spectrogram" in member.needs:
         start = (batch["spectrogram"].shape[-1] - SPEC_STEPS) // 2
@@ -57,7 +57,7 @@ def answer(team: list, batch: dict) -> list:
     "Each member's probabilities (B, 6) float64, mean over its test-time transforms, or the error it raised."
     total = [0.] * len(team)
     for f in dict.fromkeys(f for m in team for f in m.transforms):
-        picture = batch["drawn"] if "drawn" in batch else team[0].system.view(f(batch))
+        picture = batch[f] if f in batch else team[0].system.view(f(batch))
         for i, m in enumerate(team):
             if f not in m.transforms or isinstance(total[i], Exception): continue
             try: total[i] = total[i] + m.transforms.count(f) * m.probabilities(logits(m, picture)).double()

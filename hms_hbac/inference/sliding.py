@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PIECE_SECONDS', 'FIRST', 'ROWS', 'MARGIN', 'window_starts', 'middles', 'spectrogram_rows', 'Rows', 'Piece',
-           'read_piece', 'label_blocks', 'window_fault', 'piece_batch', 'drawers', 'quality_table', 'mean_power',
-           'pieces_of', 'piece_power']
+           'read_piece', 'label_blocks', 'window_fault', 'piece_batch', 'drawer', 'drawers', 'quality_table',
+           'mean_power', 'pieces_of', 'piece_power']
 
 # %% ../../nbs/09_inference/09_sliding.ipynb #86b25124
 from collections import OrderedDict
@@ -21,8 +21,9 @@ from ..data.quality import BLOCK, FAULTS, SHARE, block_faults, good_share, marke
 from ..data.stream import Stream
 from .members import Crew
 from .rows import eeg_fault, empty_batch, first_row
-from .tta import untouched
+from .tta import flip_lr, flip_time, untouched
 from ..signal.spectrogram import HOST_STEP, host_spectrogram
+from ..views.algebra import View
 from ..views.along import along
 
 # %% ../../nbs/09_inference/09_sliding.ipynb #418b4ebc
@@ -117,12 +118,12 @@ def window_fault(x: np.ndarray) -> str:
 def piece_batch(piece: Piece, rows: Rows, windows: range,
                 eeg: bool,                       # with the EEG
                 steps: int,                      # columns of spectrogram
-                draw: dict[str, Callable] = {},  # noqa: B006 (is not changed): pictures from first samples
+                draw: dict = {},  # noqa: B006 (is not changed): {picture: {transform: from first samples}}
                 ) -> dict:
     "The batch of some windows of a piece (by their numbers in it), with `notes` as `read_slots` writes them."
     at = piece.starts[windows.start:windows.stop] - piece.begin
     batch = empty_batch(len(windows), eeg, steps)
-    if draw: batch["drawn"] = {name: f(at) for name, f in draw.items()}
+    if draw: batch["drawn"] = {p: {f: d(at) for f, d in each.items()} for p, each in draw.items()}
     notes = []
     for b, i in enumerate(windows):
         x = piece.eeg[:, at[b]:at[b] + EEG_SAMPLES]
@@ -136,12 +137,27 @@ def piece_batch(piece: Piece, rows: Rows, windows: range,
     return batch | {"notes": notes}
 
 # %% ../../nbs/09_inference/09_sliding.ipynb #e8b7888d
-def drawers(crew: Crew, eeg: np.ndarray) -> dict[str, Callable]:
-    "{picture: draw(first samples)} for the pictures of `crew` that can be drawn `along` the EEG of a piece."
+def drawer(view: View, f: Callable, eeg: torch.Tensor, starts: np.ndarray) -> Callable | None:
+    "Draws windows of (20, T), each changed by the test-time transform `f`; None where there is no such way."
+    if f not in (untouched, flip_lr, flip_time): return None
+    end = eeg.shape[-1] - EEG_SAMPLES
+    def at(some): return end - some[::-1] if f is flip_time else some
+    draw = along(view, f({"eeg": eeg[None]})["eeg"][0], at(starts))
+    if draw is None or f is not flip_time: return draw
+    return lambda some: draw(at(some)).flip(0)
+
+
+def drawers(crew: Crew, eeg: np.ndarray, starts: np.ndarray) -> dict[str, dict]:
+    "{picture: {transform: draw(first samples)}} of those pictures that can be drawn `along` a piece's EEG."
     if torch.device(crew.device).type != "cpu": return {}
-    teams = [t for t in crew.teams() if all(m.transforms == [untouched] for m in t)]
-    found = {t[0].picture: along(t[0].system.view, torch.from_numpy(eeg)) for t in teams}
-    return {picture: draw for picture, draw in found.items() if draw}
+    x, found = torch.from_numpy(eeg), {}
+    for team in crew.teams():
+        ways = {f: None for m in team for f in m.transforms}
+        for f in ways:
+            ways[f] = drawer(team[0].system.view, f, x, starts)
+            if ways[f] is None: break
+        if all(ways.values()): found[team[0].picture] = ways
+    return found
 
 # %% ../../nbs/09_inference/09_sliding.ipynb #d9b0843e
 def quality_table(piece: Piece) -> pd.DataFrame:

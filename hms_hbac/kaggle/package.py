@@ -166,7 +166,8 @@ def public_recipe(path: Path) -> dict:
 
 # %% ../../nbs/11_kaggle/04_package.ipynb #9e92fdb9
 # of a run's manifest
-KEPT = ("recipe", "recipe_hash", "data", "events", "fold", "status", "kl", "kl_10", "versions")
+KEPT = ("recipe", "recipe_hash", "data", "events", "fold", "status", "kl", "kl_10", "versions",
+        "simulated")
 
 
 def packed_state(folder: Path) -> str:

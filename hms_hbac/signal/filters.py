@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MONTAGES', 'Montage', 'montage', 'repair', 'full_precision', 'butter_sections', 'notch_sections', 'response',
-           'memory', 'odd_extend', 'sections_filter', 'butter', 'notch']
+           'memory', 'odd_extend', 'reflection', 'sections_filter', 'butter', 'notch']
 
 # %% ../../nbs/02_signal/01_filters.ipynb #e326c317
 from collections.abc import Callable, Sequence
@@ -178,7 +178,7 @@ def odd_extend(x: torch.Tensor,
     return torch.cat(hold, -1)
 
 
-def _reflection(sections):
+def reflection(sections: tuple[tuple[float, ...], ...]) -> int:
     "Samples of odd reflection in scipy's filtfilt: three times the number of the filter's coefficients."
     s = np.array(sections)
     return 3 * (2 * len(s) + 1 - min((s[:, 2] == 0).sum(), (s[:, 5] == 0).sum()))
@@ -196,7 +196,7 @@ def sections_filter(x: torch.Tensor, sections: tuple[tuple[float, ...], ...], ze
     """Filter (..., T) with second-order `sections`, forward and backward or (`zero_phase=False`) causally;
     same shape. NaN spreads over its row: `repair` first."""
     from scipy.fft import next_fast_len
-    edge = _reflection(sections) if zero_phase else 0
+    edge = reflection(sections) if zero_phase else 0
     length = x.shape[-1] + 2 * edge
     n = next_fast_len(length + memory(sections), real=True)
     gain = _gain(sections, n, rate, x.dtype, x.device)

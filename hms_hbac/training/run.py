@@ -159,9 +159,11 @@ def work(parts: tuple,               # the first six arguments of `make_loop`
          data_path: Path | str) -> None:
     "Make the loop, train, write the result; said on stderr where it was paused. `Stopped` after a signal."
     accelerator, recipe, _, _, folder, identity = parts
+    place = Path(data_path).absolute()
+    about = {"data_path": str(place), "simulated": (place/".simulation.json").is_file()}
     with listening() as heard, last_words(folder) if accelerator.is_main_process else nullcontext():
         loop = make_loop(*parts, notes=notes, heard=heard, label_sources=label_sources, log=log,
-                         budget=budget, about={"data_path": str(Path(data_path).absolute())})
+                         budget=budget, about=about)
         if track: accelerator.init_trackers("hms_hbac", {"recipe": recipe.name, **identity})
         status = fit(loop)
         try:

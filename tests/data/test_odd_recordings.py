@@ -19,7 +19,7 @@ def eeg():
 
 
 def write(path, x, labels=ELECTRODES, unit="uV", ends=(-3200, 3200), stored=(-32768, 32767), width=2,
-          records=60, date="01.01.24", time="00.00.00", patient="X", shown=None, beside=()):
+          records=60, date="01.01.24", time="00.00.00", patient="X", shown=None, beside=(), plus="C"):
     "An EDF or BDF by hand; `beside`: (label, samples, bytes of record k); `shown`: the ends as text."
     def field(text, size):
         return (text if isinstance(text, bytes) else str(text).encode("latin-1"))[:size].ljust(size)
@@ -27,8 +27,8 @@ def write(path, x, labels=ELECTRODES, unit="uV", ends=(-3200, 3200), stored=(-32
     n, (low, high), (bottom, top) = count + more, ends, stored
     first = field("0", 8) if width == 2 else b"\xffBIOSEMI"
     head = first + field(patient, 80) + field("", 80) + field(date, 8) + field(time, 8)
-    head += field(256 * (n + 1), 8) + field("EDF+C" if more else "", 44) + field(records, 8)
-    head += field(1, 8) + field(n, 4)
+    kind = f"{'EDF' if width == 2 else 'BDF'}+{plus}" if more else ""
+    head += field(256 * (n + 1), 8) + field(kind, 44) + field(records, 8) + field(1, 8) + field(n, 4)
     low_text, high_text = shown or ends
     columns = [[*labels, *(b[0] for b in beside)], [""] * n, [unit] * count + [""] * more,
                [low_text] * count + [-1] * more, [high_text] * count + [1] * more,
@@ -88,7 +88,8 @@ def test_no_unit_is_said(eeg, tmp_path):
 NEWER = {"T3": "T7", "T4": "T8", "T5": "P7", "T6": "P8"}
 
 
-@pytest.mark.parametrize("name", ["{}-TP9", "EEG{}", "EEG-{}-LE", "{}-(A1+A2)", "'{}'", "POL {}", "{}A2"])
+@pytest.mark.parametrize("name", ["{}-TP9", "EEG{}", "EEG-{}-LE", "{}-(A1+A2)", "'{}'", "POL {}", "{}A2",
+                                  "CH1: {}", "EXG {}", "{} vs Ref", "{}-A1/A2", "EEG {}-REF-CZ"])
 def test_referential_names(name, eeg, tmp_path):
     labels = [name.format(NEWER.get(e, e).upper()) for e in ELECTRODES]
     assert same(open_recording(write(tmp_path / "a.edf", eeg, labels)), eeg)
@@ -121,6 +122,27 @@ def entries(told):
         if k in told: out += ("+%s\x15%s\x14%s\x14\0" % told[k]).encode()  # noqa: UP031 (control characters)
         return out
     return "EDF Annotations", 40, record
+
+
+@pytest.mark.parametrize("kind, width", [("EDF", 2), ("BDF", 3)])
+def test_pauses_are_refused_or_missing(kind, width, eeg, tmp_path):
+    "From record 30 on each is 10 s late."
+    def late(k): return f"+{k + 10 * (k >= 30)}\x14\x14\0".encode()
+    beside = [(f"{kind} Annotations", 40, late)]
+    path = write(tmp_path / "a.edf", eeg, width=width, beside=beside, plus="D")
+    with pytest.raises(DataError, match=rf"{kind}\+D: interrupted 1 times, 10 s are missing") as e:
+        open_recording(path)
+    assert "--gaps" in e.value.cure
+    x = open_recording(path, gaps=True).read(0, 70 * EEG_RATE)[:19]
+    assert np.isnan(x[:, 30 * EEG_RATE:40 * EEG_RATE]).all() and np.isnan(x).mean() == 1 / 7
+    there = np.delete(x, np.s_[30 * EEG_RATE:40 * EEG_RATE], 1)
+    assert np.abs(BANANA @ there - BANANA @ eeg).max() < .5
+
+
+def test_eight_electrodes_without_a_chain_are_read_and_said(eeg):
+    names = ["Fp1", "Fp2", "C3", "C4", "T3", "T4", "O1", "O2"]
+    flags = open_recording((eeg[[ELECTRODES.index(n) for n in names]], names, EEG_RATE)).flags
+    assert any("no two neighbours" in f for f in flags) and not any("units" in f for f in flags)
 
 
 def test_marks_of_edf_plus(eeg, tmp_path):
