@@ -124,14 +124,15 @@ def read_one(path: str, runs: object, out: str, annotated: bool = False,
     return before or write_reading(reader.read(stream, out, progress=progress), out, annotated)
 
 # %% ../../nbs/10_evaluation/18_reading.ipynb #2f92b5b7
-ENDINGS = (".edf", ".bdf", ".rec", ".vhdr", ".fif", ".set", ".cnt", ".parquet")
+ENDINGS = (".edf", ".bdf", ".rec", ".vhdr", ".fif", ".fif.gz", ".set", ".cnt", ".parquet")
 
 
 def recordings_of(paths: list) -> dict[str, Path]:
     "{name: file} of files, folders of recordings, and text files that list them; `DataError` for none."
     files = []
     for p in map(Path, paths):
-        if p.is_dir(): files += sorted(f for f in p.rglob("*") if f.suffix.lower() in ENDINGS and f.is_file())
+        if p.is_dir():
+            files += sorted(f for f in p.rglob("*") if f.name.lower().endswith(ENDINGS) and f.is_file())
         elif p.suffix == ".txt" and p.is_file():
             lines = [line.strip() for line in p.read_text(encoding="utf-8").splitlines()]
             files += [p.parent/line for line in lines if line and not line.startswith("#")]
