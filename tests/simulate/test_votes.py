@@ -5,7 +5,7 @@ import pytest
 from scipy.special import rel_entr
 
 from hms_hbac.core import VOTES
-from hms_hbac.simulate.competition import plan
+from hms_hbac.simulate.competition import PRESETS, plan
 from hms_hbac.simulate.votes import (
     CONFUSION,
     EXPERTS,
@@ -66,7 +66,7 @@ def counts(table):
 
 def test_events_are_counted_as_in_the_real_table(real):
     theirs, numbers, consensus = counts(pd.read_csv(real / "competition/train.csv.gz"))
-    rows = pd.concat([r.rows for r in plan(300, 2, 300) if r.split == "train"])
+    rows = pd.concat([r.rows for r in plan(**PRESETS["bench-s"]) if r.split == "train"])
     ours, our_numbers, our_consensus = counts(rows)
     assert abs(our_numbers - numbers).sum() / 2 <= .03
     assert abs(our_consensus - consensus).sum() / 2 <= .03
