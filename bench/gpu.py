@@ -29,7 +29,7 @@ import torch
 from hms_hbac.core import EEG_SAMPLES, SPEC_BINS, SPEC_STEPS, HmsError
 from hms_hbac.data.competition import Competition, add_folds, events
 from hms_hbac.data.recordings import Recordings, prepare
-from hms_hbac.models.recipe import load_recipe
+from hms_hbac.models.recipe import load_recipe, without_downloads
 from hms_hbac.simulate.competition import simulate
 from hms_hbac.training.batches import Prefetch, Resident, to_device
 from hms_hbac.training.loop import backward, epoch_parts, predict_rows, read_part, start_stage, step, switch
@@ -54,6 +54,7 @@ class Place:
     seconds: float = 1.0               # for each rate
     recipes: tuple = RECIPES
     rates: dict = field(default_factory=dict)          # images/s in training, by recipe
+    given: bool = False                # the competition was named by the user
 
     @property
     def device(self): return torch.device("cpu" if self.dry else "cuda")
@@ -68,10 +69,10 @@ class Place:
 
     def recipe(self, name, *sets):
         "A recipe without downloads, whole on a GPU and tiny in a dry run."
-        sets = ["net.pretrained=none"] * (name != "resnet1d_gru") + list(sets)
         if not self.dry: recipe = load_recipe(name, "full", sets)
         else: recipe = load_recipe(name, "demo", ["batch_size=4", f"view={small_view(name)}", *sets])
-        return recipe.model_copy(update={"precision": usable_precision(recipe.precision)[0]})
+        return recipe.model_copy(update={"precision": usable_precision(recipe.precision)[0],
+                                         "net": without_downloads(recipe.net)})
 
     def loop(self, recipe, rows=0):
         "A loop at the beginning of its first stage, its training rows repeated to `rows`."
@@ -92,13 +93,13 @@ def small_view(name):
 
 def make_place(data=None, folder=".", dry=None, **options):
     "A `Place` with its cache; without `data` a small competition is simulated there."
-    folder = Path(folder)
+    folder, given = Path(folder), data is not None
     dry = not torch.cuda.is_available() if dry is None else dry
     if data is None:
         size = dict(patients=6, recordings_per_patient=1) if dry else dict(patients=60)
         data = simulate(folder / "comp", test_patients=1, seed=3, progress=False, **size)
     prepare(Competition(data), folder / "cache", progress=False)
-    return Place(Path(data), folder, dry, **options)
+    return Place(Path(data), folder, dry, given=given, **options)
 
 
 def rate(call, place, images):

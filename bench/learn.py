@@ -4,19 +4,22 @@
     python bench/learn.py --recipes panels_b0,wavenet --time-budget 3h
     python bench/learn.py --patients 60 --seeds 1 --recipes left_right_encoder      # a smaller competition
 
-Teachers come before their students and are trained though they were not named. What is finished is not
-trained again, what was stopped goes on: the same command continues, and one that names other recipes adds
-their rows. Each recipe prints one line as it ends and the table (--out) is written anew;
-`hms-hbac runs FOLDER/seed0` lists the run folders.
+First one seed of all recipes, one of each family before the rest, then the next seed; teachers come before
+their students and are trained though they were not named. What is finished is not trained again, what was
+stopped goes on: the same command continues, and one that names other recipes adds their rows. A recipe that
+has changed since is trained anew. Each training prints one line as it ends and the table (--out, and a .json
+of the same name, which keeps all rows) is written anew; `hms-hbac runs FOLDER/seed0` lists the run folders.
 
 `closed` is the share of the gap between the best constant answer and the floor, on fold 0's events with ten
 votes or more: 0 knows nothing, 1 is perfect. Its interval draws patients (all seeds' rows together). The
-baselines see, of the middle 10 s, the power of bands and how rhythmic the signal is, over the whole head and
-over each side: a multinomial logistic regression and gradient boosting on histograms, both of scikit-learn,
-fitted to the votes.
+baselines are a multinomial logistic regression and gradient boosting on histograms, both of scikit-learn,
+fitted to the votes. `eeg`: they see, of the middle 10 s, the power of bands and how rhythmic the signal is,
+over the whole head and over each side. `spectrogram`: power of bands in the host's spectrogram of 50 s, which
+tells how much there is to find for recipes that see nothing else.
 """
 import argparse
 import datetime
+import os
 import platform
 import shlex
 import sys
@@ -27,19 +30,30 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from hms_hbac.core import CLASSES, VOTES, read_json, write_json
+from hms_hbac.core import CLASSES, VOTES, HmsError, read_json, write_json
 from hms_hbac.data.competition import Competition, add_folds, events
 from hms_hbac.data.recordings import prepare
 from hms_hbac.data.windows import WindowDataset
-from hms_hbac.evaluation.runs import gap_closed
+from hms_hbac.inference.presets import PRESETS as BLENDS
+from hms_hbac.inference.presets import preset
 from hms_hbac.models.recipe import list_recipes, load_recipe
 from hms_hbac.simulate.competition import PRESETS, simulate
 from hms_hbac.simulate.realism import MIDDLE, banana, rhythm, spectral
 from hms_hbac.training.machine import device_name
+from hms_hbac.training.results import recipe_hash
 from hms_hbac.training.run import seconds, train
 
+sys.path.insert(0, str(Path(__file__).parent))
+from learn_table import better, earlier, hash_of, say, scored, write  # noqa: E402  found by the line above
+
 SIDES = {"all": slice(0, 18), "left": slice(0, 8), "right": slice(8, 16)}       # derivations of `banana`
-COLUMNS = ("recipe", "kl", "closed", "low", "high", "by seed", "minutes", "reduced")
+# one of each family: of view, network and training
+FIRST = ("left_right_encoder", "panels_b0", "eeg_twostage_b0", "efficientnet1d", "multiwindow_mobilenetv3",
+         "attention_b0", "squeezeformer", "stats_b2", "percentiles_b2", "refined_mosaic_b0", "wavenet",
+         "resnet1d_gru", "raw_picture_b5", "zoomed_mel_mixnet", "stft_x3d", "instance_b0", "dataset_b1",
+         "own_spectrogram_b1", "tiled_mels_tinyvit", "shared_conv_picture", "scalogram_maxvit",
+         "v2b3_picture", "four_pictures_vit", "panels_transformer", "sed_b0", "raw_image_b0",
+         "kaggle_wavenet", "panels_twostage_b0", "panels_mosaic_b0", "panels_posterior_b0")
 
 
 def teachers(name):
@@ -69,11 +83,23 @@ def features(eeg):
     return told | {f"apart {k}": abs(told[f"left {k}"] - told[f"right {k}"]) for k in names}
 
 
-def feature_table(cache, table):
-    "Features of every event of `table`, (N, D)."
-    data = WindowDataset(cache, table, spec_steps=0)
-    eegs = (data.batch([k])["eeg"][0, :, MIDDLE].numpy() for k in range(len(table)))
-    return pd.DataFrame([features(x) for x in eegs], index=table.index).fillna(0.)
+def powers(spectrogram):
+    "Mean and spread of ten bands of each chain over the label's 50 s of a spectrogram (4, 100, 300): (80,)."
+    x = np.log(np.nan_to_num(spectrogram).clip(np.exp(-6), np.exp(10)))
+    x = x.reshape(4, 10, 10, -1).mean(2)[..., 138:162]
+    return np.concatenate([x.mean(-1).ravel(), x.std(-1).ravel()])
+
+
+def feature_tables(cache, table):
+    "Two tables of features of every event of `table`: of the EEG's middle 10 s, of the spectrogram's 50 s."
+    data = WindowDataset(cache, table)
+    eeg, spectrogram = [], []
+    for k in range(len(table)):
+        batch = data.batch([k])
+        eeg.append(features(batch["eeg"][0, :, MIDDLE].numpy()))
+        spectrogram.append(powers(batch["spectrogram"][0].numpy()))
+    return (pd.DataFrame(eeg, index=table.index).fillna(0.),
+            pd.DataFrame(spectrogram, index=table.index).add_prefix("band "))
 
 
 def baselines(x, table, fold=0):
@@ -85,7 +111,8 @@ def baselines(x, table, fold=0):
     inside = (table.fold == fold).to_numpy()
     votes, given = table.loc[~inside, list(VOTES)].to_numpy(float), x[~inside].to_numpy()
     row, label = np.nonzero(votes)
-    boosting = HistGradientBoostingClassifier(learning_rate=.05, max_leaf_nodes=8, l2_regularization=1.)
+    boosting = HistGradientBoostingClassifier(learning_rate=.05, max_leaf_nodes=8, l2_regularization=1.,
+                                              random_state=0)
     plain = make_pipeline(StandardScaler(), LogisticRegression(C=.1, max_iter=500))
     ids, out = ["event_id", "eeg_id", "patient_id", "fold", "n_votes", *VOTES], {}
     for name, model, key in (("logistic regression", plain, "logisticregression__sample_weight"),
@@ -100,76 +127,75 @@ def baselines(x, table, fold=0):
     return out
 
 
-def line(name, oofs, truth, **more):
-    "A row of the table, of a list of out-of-fold tables (one a seed)."
-    each = [gap_closed(oof, truth)["closed"] for oof in oofs]
-    found = gap_closed(pd.concat(oofs, ignore_index=True), truth)
-    by_seed = ", ".join(f"{c:.2f}" for c in each)
-    return {"recipe": name, **found, "by seed": by_seed, "minutes": None, "reduced": "", **more}
+def given(name, k, args):
+    "The recipe of a seed, and its run folder."
+    recipe = load_recipe(name, args.scale, [*args.set, f"seed={42 + k}"])
+    return recipe, args.folder / f"seed{k}" / name / "fold0"
 
 
-def train_seeds(name, args, folder, comp, left):
-    "Run folders of a recipe, one a seed; None where the time did not suffice."
-    done = []
-    for k in range(args.seeds):
-        recipe = load_recipe(name, args.scale, [*args.set, f"seed={42 + k}"])
-        budget = left()
-        if budget is not None and budget <= 0: return None
-        done.append(train(recipe, comp, folder / f"seed{k}", 0, cache=folder / "cache", log=False,
-                          time_budget=budget))
-        if read_json(done[-1] / "manifest.json")["status"] != "finished": return None
-    return done
+def state(recipe, folder):
+    "`finished`, `begun`, `other` where the folder holds another version of the recipe, or `none`."
+    path = folder / "manifest.json"
+    told = read_json(path) if path.is_file() else {}
+    if not told: return "none"
+    if told.get("recipe_hash") != recipe_hash(recipe): return "other"
+    return "finished" if told["status"] == "finished" else "begun"
 
 
-def cost(folders):
-    "Minutes a seed, and what the scale took away."
-    told = [read_json(f / "manifest.json") for f in folders]
-    return {"minutes": sum(m["wall_seconds"] for m in told) / len(told) / 60,
-            "reduced": load_recipe(folders[0] / "recipe.yaml").reduced}
+def train_seed(name, k, args, comp, left):
+    "True where a recipe's seed is finished, False where the time did not suffice."
+    recipe, home = given(name, k, args)
+    before, budget = state(recipe, home), left()
+    if before == "finished": return True
+    if budget is not None and budget <= 0: return False
+    began, told = time.process_time(), home / "learn.json"
+    spent = read_json(told)["cpu_seconds"] if before == "begun" and told.is_file() else 0.
+    train(recipe, comp, args.folder / f"seed{k}", 0, cache=args.folder / "cache", log=False,
+          resume=before != "other", time_budget=budget)
+    write_json(told, {"cpu_seconds": spent + time.process_time() - began} | circumstances(args))
+    return state(recipe, home) == "finished"
 
 
-def say(row):
-    took = f"{row['minutes']:6.1f} min" if row["minutes"] is not None else " " * 10
-    print(f"{row['recipe']:32} KL {row['kl']:.3f}  closed {row['closed']:6.1%} "
-          f"[{row['low']:6.1%}, {row['high']:6.1%}] {took}", flush=True)
-
-
-def settings(args):
-    "What must be alike for two rows to stand in one table."
-    return {k: getattr(args, k) for k in ("scale", "seeds", "preset", "patients", "data", "set")}
-
-
-def earlier(args):
-    "The rows of earlier calls with these settings, by name."
-    path = args.folder / "learn.json"
-    told = read_json(path) if path.is_file() else {"settings": None}
-    return {r["recipe"]: r for r in told["rows"]} if told["settings"] == settings(args) else {}
-
-
-def write(rows, args, out):
-    "The table as markdown, best first, with what it was made from."
+def circumstances(args):
+    "Where, when and by which command something was trained, and how busy the machine was."
     import torch
-    frame = pd.DataFrame(rows).sort_values("closed", ascending=False)
-    first, device = frame.iloc[0], torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    body = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
-    for row in frame.to_dict("records"):
-        shown = {k: f"{row[k]:.1%}" for k in ("closed", "low", "high")} | {"kl": f"{row['kl']:.3f}"}
-        shown["minutes"] = "" if pd.isna(row["minutes"]) else f"{row['minutes']:.1f}"
-        body.append("| " + " | ".join(str(shown.get(c, row[c])) for c in COLUMNS) + " |")
-    left = [n for n in list_recipes() if n not in set(frame.recipe)]
-    data = args.data or (f"{args.patients} patients" if args.patients else args.preset)
-    text = [f"# What each recipe learns at scale {args.scale}", "",
-            f"Last command: `python bench/learn.py {shlex.join(args.argv)}`.",
-            f"Machine: {device_name(device)}, {platform.system()}; {datetime.date.today().isoformat()}.", "",
-            f"Fold 0 of a simulated competition ({data}): {first.events // args.seeds} events with ten votes",
-            f"or more of {first.patients} patients. Best constant answer {first.mean_vote:.3f}, floor",
-            f"{first.floor:.3f}. `closed`: share of that gap, with its 95 % interval over patients;",
-            "`minutes`: a seed.", "", *body, ""]
-    if left: text += [f"Not run yet ({len(left)}): {', '.join(left)}.", ""]
-    low = [r["recipe"] for r in rows if r["closed"] < .4 and r["minutes"] is not None]
-    if low: text += [f"Below 40 %: {', '.join(low)}.", ""]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text("\n".join(text), encoding="utf-8")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return {"date": datetime.date.today().isoformat(), "command": shlex.join(args.argv),
+            "machine": f"{device_name(device)} of {os.cpu_count()} cores, {platform.system()}",
+            "load": round(os.getloadavg()[0], 1)}
+
+
+def finished(name, args):
+    "The finished run folders of a recipe as it is now, by number of the seed."
+    found = {k: given(name, k, args) for k in range(args.seeds)}
+    return {k: home for k, (recipe, home) in found.items() if state(recipe, home) == "finished"}
+
+
+def recipe_row(name, args, truth):
+    "The row of a recipe with at least one finished seed."
+    folders = finished(name, args).values()
+    told, spent = ([read_json(f / n) for f in folders] for n in ("manifest.json", "learn.json"))
+    last = {k: v for k, v in spent[-1].items() if k != "cpu_seconds"}
+    return scored(name, [pd.read_parquet(f / "oof.parquet") for f in folders], truth,
+                  cpu_minutes=sum(t["cpu_seconds"] for t in spent) / len(spent) / 60,
+                  samples=told[-1]["samples"], hash=hash_of(name, args),
+                  reduced=load_recipe(name, args.scale, args.set).reduced, **last)
+
+
+def blend_rows(args, truth):
+    "A row for each published ensemble all of whose members have finished a seed."
+    out, names = [], {n: set(finished(n, args)) for n in {m for b in BLENDS for m in preset(b)}}
+    for name in BLENDS:
+        weights = preset(name)
+        oofs = []
+        for k in sorted(set.intersection(*(names[m] for m in weights))):
+            tables = {m: pd.read_parquet(finished(m, args)[k] / "oof.parquet") for m in weights}
+            oof = next(iter(tables.values())).copy()
+            assert all(t.event_id.equals(oof.event_id) for t in tables.values())
+            oof[list(CLASSES)] = sum(w * tables[m][list(CLASSES)] for m, w in weights.items())
+            oofs.append(oof)
+        if oofs: out.append(scored(name, oofs, truth, members=len(weights)))
+    return out
 
 
 def competition(args):
@@ -196,33 +222,46 @@ def options(argv):
     parser.add_argument("--workers", type=int, default=2, help="processes that simulate")
     args = parser.parse_args(argv)
     args.argv = list(sys.argv[1:] if argv is None else argv)
+    args.out = args.out or args.folder / "learn.md"
     return args
+
+
+def start(args):
+    "(competition folder, its truth, the rows of before with those of the baselines)."
+    comp, kept = competition(args), [args.folder / f"{n}.parquet" for n in ("eeg", "spectrogram")]
+    table = add_folds(events(Competition(comp).train))
+    cache = prepare(comp, args.folder / "cache", progress=False)
+    if not all(f.is_file() for f in kept):
+        for x, file in zip(feature_tables(cache, table), kept, strict=True): x.to_parquet(file)
+    truth, rows = pd.read_parquet(comp / "truth.parquet"), earlier(args)
+    for file in kept:
+        for name, oof in baselines(pd.read_parquet(file), table).items():
+            name = f"{name}, {file.stem}"
+            rows[name] = scored(name, [oof], truth)
+            say(rows[name])
+    return comp, truth, rows
 
 
 def main(argv=None):
     args = options(argv)
     end = None if args.time_budget is None else time.monotonic() + seconds(args.time_budget)
     def left(): return None if end is None else end - time.monotonic()
-    comp = competition(args)
-    folder, truth = args.folder, pd.read_parquet(comp / "truth.parquet")
-    table = add_folds(events(Competition(comp).train))
-    cache, kept = prepare(comp, folder / "cache", progress=False), folder / "features.parquet"
-    if not kept.is_file(): feature_table(cache, table).to_parquet(kept)
-    rows = earlier(args)
-    for name, oof in baselines(pd.read_parquet(kept), table).items():
-        rows[name] = line(name, [oof] * args.seeds, truth)
-        say(rows[name])
-    for name in ordered([n for n in args.recipes.split(",") if n] or list_recipes()):
-        folders = train_seeds(name, args, folder, comp, left)
-        if folders is None:
-            print(f"the time is over in {name}; the same command goes on", flush=True)
-            break
-        oofs = [pd.read_parquet(f / "oof.parquet") for f in folders]
-        rows[name] = line(name, oofs, truth, **cost(folders))
-        say(rows[name])
-        write(list(rows.values()), args, args.out or folder / "learn.md")
-        write_json(folder / "learn.json", {"settings": settings(args), "rows": list(rows.values())})
-    return 0
+    (comp, truth, rows), failed = start(args), []
+    every = list(FIRST) + [n for n in list_recipes() if n not in FIRST]
+    for k in range(args.seeds):
+        for name in ordered([n for n in args.recipes.split(",") if n] or every):
+            try: done = train_seed(name, k, args, comp, left)
+            except HmsError as e:
+                print(f"{name}: {e}", file=sys.stderr, flush=True)
+                failed.append(name)
+                continue
+            if not done:
+                print(f"the time is over in {name}; the same command goes on", flush=True)
+                return 0
+            rows[name] = better(recipe_row(name, args, truth), rows.get(name))
+            say(rows[name])
+            write(rows, blend_rows(args, truth), args)
+    return int(bool(failed))
 
 
 if __name__ == "__main__": sys.exit(main())

@@ -55,7 +55,7 @@ def simulate(
     test_patients: Annotated[int, typer.Option(min=1)] = 12,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     workers: Workers = 2,
-    preset: Annotated[str | None, typer.Option(help="bench-s (300 patients) or bench-m (1,950)")] = None,
+    preset: Annotated[str | None, typer.Option(help="bench-xs, -s or -m (120, 300, 1,950 patients)")] = None,
     realism: Annotated[Path | None, typer.Option(help="clones of the hosts' repositories: measure")] = None,
 ) -> None:
     "Write a simulated competition in Kaggle's files, with the truth behind its votes; or measure realism."

@@ -13,6 +13,7 @@ dry run writes no figure, and ends with status 0.
 import argparse
 import datetime
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -42,7 +43,9 @@ def bench():
 
 
 BENCH = bench()
-PARTS = gpu_checks.CHECKS | BENCH.PARTS | {"learn": gpu_checks.trained}
+# these take all the time that is left, and go on at the next call
+LONG = {"learn": gpu_checks.trained, "curves-all": gpu_checks.other_curves}
+PARTS = gpu_checks.CHECKS | BENCH.PARTS | LONG
 
 
 def device_name():
@@ -56,13 +59,18 @@ def done(out, name):
     return told if told and told["device"] == device_name() and told["ended"] == "well" else None
 
 
+def outcome(rows):
+    "`well`, `not well` where a check does not hold, `paused` where there is more to do."
+    if not all(r.get("holds", True) for r in rows): return "not well"
+    return "paused" if any(r.get("status") == "paused" for r in rows) else "well"
+
+
 def run(name, place, out, minutes):
     "Run one part and write what it left."
     began, told = time.monotonic(), {"part": name, "device": device_name(), "dry": place.dry}
     try:
-        more = {"minutes": minutes} if name == "learn" else {}
-        rows = PARTS[name](place, **more)
-        told |= {"rows": rows, "ended": "well" if all(r.get("holds", True) for r in rows) else "not well"}
+        rows = PARTS[name](place, **({"minutes": minutes} if name in LONG else {}))
+        told |= {"rows": rows, "ended": outcome(rows)}
     except Exception as e:
         traceback.print_exc()
         told |= {"rows": [], "ended": "not well", "error": f"{type(e).__name__}: {e}"}
@@ -125,6 +133,9 @@ def main(argv=None):
             print(f"{name:12} {state:5} {(part.__doc__ or name).splitlines()[0]}")
         return 0
     print(lead(), flush=True)
+    if args.fresh:
+        for kept in ("curves", "runs", "bench-m/runs", "bench-s/runs"):
+            shutil.rmtree(args.out / "work" / kept, ignore_errors=True)
     if not device_name(): torch.set_num_threads(1)
     end, made = time.monotonic() + 60 * args.minutes, {}
     with tempfile.TemporaryDirectory(prefix="hms-gpu-") as scratch:
@@ -135,12 +146,13 @@ def main(argv=None):
             left = (end - time.monotonic()) / 60
             if kept is None and name in names and left > 0:
                 kept = run(name, place, args.out, left)
-                print(f"{name:12} {kept['ended']}", flush=True)
+                more = " (the same command goes on)" if kept["ended"] == "paused" else ""
+                print(f"{name:12} {kept['ended']}{more}", flush=True)
             elif kept is None and name in names: print(f"{name:12} left for the next call", flush=True)
             if kept: made[name] = kept
     write(args.out, made)
     print(args.out / "report.html")
-    return int(any(part["ended"] != "well" for part in made.values()))
+    return int(any(part["ended"] == "not well" for part in made.values()))
 
 
 if __name__ == "__main__": sys.exit(main())

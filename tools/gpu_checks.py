@@ -21,18 +21,19 @@ import torch
 from shared import ROOT, cells, notebooks
 from torch import nn
 
-from hms_hbac.augment.mixing import augment
-from hms_hbac.core import DataError, read_json
+from hms_hbac.augment.mixing import AUGMENTS, augment
+from hms_hbac.core import DataError, HmsError, read_json, write_json
 from hms_hbac.evaluation.runs import gap_closed
 from hms_hbac.models.image import System, image_batch
 from hms_hbac.models.losses import loss as make_loss
 from hms_hbac.models.recipe import list_recipes, load_recipe
+from hms_hbac.simulate.competition import PRESETS, simulate
 from hms_hbac.training.batches import to_device
 from hms_hbac.training.loop import backward, epoch_parts, read_part, step
 from hms_hbac.training.machine import versions
 from hms_hbac.training.run import train
 from hms_hbac.training.teachers import view_data
-from hms_hbac.views.systems import view
+from hms_hbac.views.systems import VIEWS, view
 
 sys.path.insert(0, str(ROOT / "tests"))
 import toy_training  # noqa: E402  its folder had to be found first
@@ -104,20 +105,36 @@ def apart(a, b):
     return ((a - b).abs().max() / a.abs().max().clamp(min=1e-12)).item()
 
 
+def drawn(recipe):
+    "A system that draws a recipe's augmented picture and has no network."
+    return System(view(recipe.view), nn.Identity(), [augment(a) for a in recipe.signal_augment],
+                  [augment(a) for a in recipe.image_augment])
+
+
+def drawings(place):
+    "(kind, name, system without a network): every view, every augmentation always on, every recipe."
+    for name in place.some(VIEWS, 1):
+        try: yield "view", name, System(VIEWS[name](), nn.Identity())
+        except (TypeError, ValueError, HmsError): continue          # a building block that needs arguments
+    for name in place.some(AUGMENTS, 3):
+        made, given = augment(f"{name}(p=1)"), {"signal_augment": [], "image_augment": []}
+        given[f"{made.stage}_augment"].append(made)
+        yield "augmentation", name, System(view("eeg_mels()"), nn.Identity(), **given)
+    for name in place.some(list_recipes(), 1): yield "recipe", name, drawn(load_recipe(name))
+
+
 def pictures(place):
-    "Each recipe's augmented picture, made on the CPU and on the GPU from the same keys."
+    "Every view, augmentation (always on) and recipe's augmented picture, on CPU and GPU from the same keys."
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     table, rows = place.events, []
-    for name in place.some(list_recipes(), 3):
-        recipe = load_recipe(name)
-        system = System(view(recipe.view), nn.Identity(), [augment(a) for a in recipe.signal_augment],
-                        [augment(a) for a in recipe.image_augment]).train()
-        batch = view_data(system, place.cache, table).batch(np.arange(2 if place.dry else 8), 0)
+    for kind, name, system in drawings(place):
+        batch = view_data(system.train(), place.cache, table).batch(np.arange(2 if place.dry else 8), 0)
         system.view.fit([batch])
         here = image_batch(system, batch)
         there = image_batch(system.to(place.device), to_device(batch, place.device))
         far = max(apart(here[k], there[k]) for k in ("image", "target"))
-        rows.append({"recipe": name, "difference": far, "at most": PICTURES, "holds": far <= PICTURES})
+        rows.append({"kind": kind, "name": name, "difference": far, "at most": PICTURES,
+                     "holds": far <= PICTURES})
     return rows
 
 
@@ -141,7 +158,8 @@ def losses(place):
 
 
 def curve(place, name, sets, updates):
-    "The loss of each of the first `updates` updates."
+    "The loss of each of the first `updates` updates, on the votes (a student's teachers are not here)."
+    if any(s.labels.runs for s in load_recipe(name).stages): sets = [*sets, "stages=[{name: all}]"]
     recipe = place.recipe(name, *sets)
     loop = place.loop(recipe, (updates + 1) * recipe.batch_size * recipe.accumulate)
     values, before = [], loop.loss_sum.clone()
@@ -157,21 +175,36 @@ def curve(place, name, sets, updates):
     return np.array(values)
 
 
+def curve_rows(place, name, kinds=CURVES):
+    "A row for each way to train: is the mean loss at the end within what seeds give?"
+    updates, seeds = (2, (42,)) if place.dry else (50, (42, 1, 2))
+    whole = [curve(place, name, ["precision=fp32", f"seed={k}"], updates) for k in seeds]
+    ends, rows = [c[-10:].mean() for c in whole], []
+    spread = max(ends) - min(ends)
+    for kind, sets in kinds.items():
+        sets = [s.replace("inductor", "eager") for s in sets] if place.dry else sets
+        got = curve(place, name, [*sets, "seed=42"], updates)
+        far = float(abs(got[-10:].mean() - ends[0]))
+        rows.append({"recipe": name, "kind": kind, "difference": None if place.dry else far,
+                     "seeds differ by": None if place.dry else float(spread),
+                     "holds": bool(np.isfinite(got).all() and (place.dry or far <= max(spread, .05)))})
+    return rows
+
+
 def curves(place):
-    "The mean loss at the end of 50 updates in each precision, laid out, compiled: within what seeds give?"
-    rows, updates = [], 2 if place.dry else 50
-    for name in place.some(FAMILIES, 1):
-        seeds = (42, 1) if place.dry else (42, 1, 2)
-        whole = [curve(place, name, ["precision=fp32", f"seed={k}"], updates) for k in seeds]
-        ends = [c[-10:].mean() for c in whole]
-        spread = max(ends) - min(ends)
-        for kind, sets in CURVES.items():
-            sets = [s.replace("inductor", "eager") for s in sets] if place.dry else sets
-            got = curve(place, name, [*sets, "seed=42"], updates)
-            far = abs(got[-10:].mean() - ends[0])
-            rows.append({"recipe": name, "kind": kind, "difference": None if place.dry else far,
-                         "seeds differ by": None if place.dry else spread,
-                         "holds": bool(np.isfinite(got).all() and (place.dry or far <= max(spread, .05)))})
+    "50 updates of a recipe of each family: the loss in each precision, laid out, compiled, against seeds."
+    return [row for name in place.some(FAMILIES, 1) for row in curve_rows(place, name)]
+
+
+def other_curves(place, minutes=30.):
+    "The same of all other recipes, each kept as it ends; what time does not allow is left for the next call."
+    rows, end, home = [], time.monotonic() + 60 * minutes, place.folder / "curves"
+    kinds = {k: CURVES[k] for k in place.some(CURVES, 1)}
+    home.mkdir(exist_ok=True)
+    for name in place.some([n for n in list_recipes() if n not in FAMILIES], 1):
+        file = home / f"{name}.json"
+        if not file.is_file() and time.monotonic() < end: write_json(file, curve_rows(place, name, kinds))
+        rows += read_json(file) if file.is_file() else [{"recipe": name, "status": "paused"}]
     return rows
 
 
@@ -225,23 +258,29 @@ def processes(place):
     return rows
 
 
+def whole_competition(place):
+    "(folder of runs and cache, competition): bench-m, bench-s where cores or disk are few, or what is given."
+    if place.dry or place.given: return place.folder, place.comp
+    large = (os.cpu_count() or 1) >= 8 and shutil.disk_usage(place.folder).free > 60e9
+    name = "bench-m" if large else "bench-s"
+    home = place.folder / name
+    return home, simulate(home / "comp", **PRESETS[name], workers=os.cpu_count() or 1, progress=False)
+
+
 def trained(place, minutes=30.):
     "Whole trainings of one fold: share of the gap closed, images/s, minutes. Each goes on where time ended."
-    rows = []
-    for name in place.some(TRAINED, 1):
-        sets = ["net.pretrained=none"] if hasattr(load_recipe(name).net, "pretrained") else []
-        if place.dry: recipe = place.recipe("panels_b0", "stages=[{name: all, epochs: 1}]")
-        else: recipe = load_recipe(name, set=sets)
-        began = time.monotonic()
-        folder = train(recipe, place.comp, place.folder / "runs", 0, cache=place.folder / "cache", log=False,
-                       time_budget=None if place.dry else max(1., 60 * minutes / len(TRAINED)))
+    rows, end, (home, comp) = [], time.monotonic() + 60 * minutes, whole_competition(place)
+    wanted = [("panels_b0", ["stages=[{name: all, epochs: 1}]"])] if place.dry else [(n, []) for n in TRAINED]
+    for k, (name, sets) in enumerate(wanted):
+        recipe, left = place.recipe(name, *sets), max(1., (end - time.monotonic()) / (len(wanted) - k))
+        folder = train(recipe, comp, home / "runs", 0, cache=home / "cache", log=False,
+                       time_budget=None if place.dry else left)
         told = read_json(folder / "manifest.json")
-        row = {"recipe": name, "status": told["status"], "holds": True}
-        if not place.dry:
-            row |= {"images/s": told["samples_per_s"], "minutes": (time.monotonic() - began) / 60}
+        row = {"recipe": name, "competition": comp.parent.name, "status": told["status"], "holds": True}
+        if not place.dry: row |= {"images/s": told["samples_per_s"], "minutes": told["wall_seconds"] / 60}
         if told["status"] == "finished":
             try: found = gap_closed(pd.read_parquet(folder / "oof.parquet"),
-                                    pd.read_parquet(place.comp / "truth.parquet"))
+                                    pd.read_parquet(comp / "truth.parquet"))
             except (DataError, OSError) as e: found = {"note": str(e)}
             row |= {k: v for k, v in found.items() if k == "note" or not place.dry}
         rows.append(row)

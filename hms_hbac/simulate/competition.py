@@ -288,7 +288,8 @@ def simulate(out: Path | str,   # folder to write
     return out
 
 # %% ../../nbs/04_simulate/04_competition.ipynb #752f4a3c
-PRESETS = {"bench-s": dict(patients=300, test_patients=60, seed=301),
+PRESETS = {"bench-xs": dict(patients=120, test_patients=12, seed=0),
+           "bench-s": dict(patients=300, test_patients=60, seed=301),
            "bench-m": dict(patients=1950, test_patients=60, seed=1950, recordings_per_patient=5.4)}
 
 

@@ -57,7 +57,7 @@ def net_cost(recipe: Recipe, size: int = 2) -> Cost:
     from torch.utils.flop_counter import FlopCounterMode
     drawn, kept = view(recipe.view), {}
     with torch.device("meta"):
-        net = build_net(without_downloads(recipe.net), drawn).train()
+        net = build_net(without_downloads(recipe.net), drawn).train().to("meta")
         x = torch.zeros(size, *drawn.shape)
     weights = {p.untyped_storage()._cdata for p in net.parameters()}
 

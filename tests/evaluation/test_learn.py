@@ -34,6 +34,15 @@ def test_features_tell_sides_and_rhythms():
     assert found["apart delta"] == pytest.approx(found["left delta"] - found["right delta"])
 
 
+def test_powers_tell_chains_bands_and_spread():
+    spectrogram = np.ones((4, 100, 300))
+    spectrogram[1, 20:30, 138:150] = np.e ** 2               # half of the 50 s: mean 1, standard deviation 1
+    spectrogram[2, :, :138] = np.nan                         # outside of them nothing counts
+    mean, spread = learn.powers(spectrogram).reshape(2, 4, 10)
+    assert mean[1, 2] == pytest.approx(1) and spread[1, 2] == pytest.approx(1)
+    assert np.count_nonzero(mean.round(9)) == np.count_nonzero(spread.round(9)) == 1
+
+
 @pytest.fixture
 def told():
     "Events whose votes one feature tells, and another does not."
@@ -62,8 +71,8 @@ def test_baselines_learn_and_see_no_held_out_vote(told):
 def test_a_run_writes_its_line_and_goes_on(comp_dir, tmp_path, capsys, monkeypatch):
     once = ["--data", str(comp_dir), "--folder", str(tmp_path), "--scale", "demo", "--seeds", "1",
             "--set", "stages=[{name: all, epochs: 1}]", "--recipes"]
-    monkeypatch.setattr(learn, "feature_table", lambda cache, table: pd.DataFrame(
-        np.random.default_rng(0).normal(size=(len(table), 3)), columns=list("abc")))
+    monkeypatch.setattr(learn, "feature_tables", lambda cache, table: [pd.DataFrame(
+        np.random.default_rng(0).normal(size=(len(table), 3)), columns=list("abc"))] * 2)
     assert learn.main([*once, "left_right_encoder", "--time-budget", "0s"]) == 0
     assert "the time is over in left_right_encoder" in capsys.readouterr().out
     assert not (tmp_path / "learn.md").exists()
@@ -71,9 +80,41 @@ def test_a_run_writes_its_line_and_goes_on(comp_dir, tmp_path, capsys, monkeypat
     assert "left_right_encoder  " in capsys.readouterr().out
     run = tmp_path / "seed0" / "left_right_encoder" / "fold0" / "manifest.json"
     when, text = run.stat().st_mtime_ns, (tmp_path / "learn.md").read_text()
-    assert "| left_right_encoder |" in text and "| gradient boosting |" in text
+    assert "| left_right_encoder |" in text and "| gradient boosting, spectrogram |" in text
     assert "Not run yet (" in text and "panels_b0" in text.split("Not run yet")[1]
     assert json.loads(run.read_text())["status"] == "finished"
-    rows = learn.earlier(learn.options([*once, "wavenet"]))
-    assert "left_right_encoder" in rows and run.stat().st_mtime_ns == when
-    assert learn.earlier(learn.options([*once, "wavenet", "--seeds", "2"])) == {}
+    kept = learn.earlier(learn.options([*once, "wavenet"]))
+    assert "left_right_encoder" in kept and run.stat().st_mtime_ns == when
+    assert learn.earlier(learn.options([*once, "wavenet", "--scale", "small"])) == {}
+
+    # other recipes add their rows; a recipe that has changed since is named, and trained anew
+    args = learn.options(once + ["left_right_encoder"])
+    truth = pd.read_parquet(comp_dir / "truth.parquet")
+    row = learn.recipe_row("left_right_encoder", args, truth)
+    assert row["by_seed"] == kept["left_right_encoder"]["by_seed"]
+    learn.write(kept | {"wavenet": kept["left_right_encoder"] | {"recipe": "wavenet"}}, [], args)
+    assert "Changed since its row was made (1): wavenet." in args.out.read_text()
+    changed = learn.options([*once, "left_right_encoder", "--set", "optimizer.lr=2e-3"])
+    assert learn.state(*learn.given("left_right_encoder", 0, changed)) == "other"
+    assert learn.finished("left_right_encoder", changed) == {}
+
+
+def test_a_row_of_more_seeds_is_kept_unless_its_recipe_has_changed():
+    two, one = {"hash": "a", "by_seed": [.5, .6]}, {"hash": "a", "by_seed": [.7]}
+    assert learn.better(one, two) is two and learn.better(two, one) is two and learn.better(one, None) is one
+    assert learn.better(one | {"hash": "b"}, two) == one | {"hash": "b"}
+
+
+def test_a_published_ensemble_is_blended_of_finished_members(told, tmp_path, monkeypatch):
+    x, table = told
+    oofs = learn.baselines(x, table)
+    truth = table.assign(**{c: table[v] / 12 for c, v in zip(CLASSES, VOTES, strict=True)})
+    for name, oof in zip(("panels_b2", "stats_b2"), oofs.values(), strict=True):
+        (tmp_path / name).mkdir()
+        oof.to_parquet(tmp_path / name / "oof.parquet")
+    monkeypatch.setattr(learn, "finished", lambda name, args: {
+        0: tmp_path / name} if (tmp_path / name).is_dir() else {})
+    [blend] = learn.blend_rows(None, truth)
+    a, b = (oof[list(CLASSES)] for oof in oofs.values())
+    half = next(iter(oofs.values())).assign(**(a / 2 + b / 2))
+    assert blend["recipe"] == "cranjis" and blend["kl"] == pytest.approx(oof_kl(half).mean())

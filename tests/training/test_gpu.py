@@ -11,7 +11,7 @@ import torch
 from hms_hbac.data.competition import Competition, events
 from hms_hbac.data.recordings import prepare
 from hms_hbac.data.windows import WindowDataset
-from hms_hbac.models.recipe import load_recipe
+from hms_hbac.models.recipe import list_recipes, load_recipe
 from hms_hbac.training.batches import Resident
 from hms_hbac.training.run import train
 
@@ -49,6 +49,22 @@ def test_the_dry_run_goes_through_every_part_and_writes_no_figure(comp_dir, tmp_
     capsys.readouterr()
     assert gpu.main(["--out", str(out), "--list"]) == 0
     assert capsys.readouterr().out.count("done") == len(gpu.PARTS)
+
+
+def test_every_recipe_is_ready_for_a_gpu_without_downloads():
+    place = gpu.BENCH.Place(Path(), Path(), dry=False)
+    for name in list_recipes(): assert "hub" not in str(place.recipe(name, "seed=1").net), name
+
+
+def test_what_is_paused_goes_on_and_is_no_fault(tmp_path, monkeypatch, capsys):
+    told = iter([[{"status": "paused", "holds": True}], [{"status": "finished", "holds": True}]])
+    monkeypatch.setitem(gpu.PARTS, "losses", lambda place: next(told))
+    place = gpu.BENCH.Place(Path(), Path(), dry=True)
+    monkeypatch.setattr(gpu.BENCH, "make_place", lambda data, folder: place)
+    for ended in ("paused", "well", "well"):                      # the third call finds it done
+        assert gpu.main(["--out", str(tmp_path), "--parts", "losses"]) == 0
+        assert json.loads((tmp_path / "gpu.json").read_text())["parts"]["losses"]["ended"] == ended
+    assert "losses       paused (the same command goes on)" in capsys.readouterr().out
 
 
 def test_a_part_that_is_not_there_is_named(capsys):
