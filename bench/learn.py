@@ -247,6 +247,7 @@ def main(argv=None):
     end = None if args.time_budget is None else time.monotonic() + seconds(args.time_budget)
     def left(): return None if end is None else end - time.monotonic()
     (comp, truth, rows), failed = start(args), []
+    write(rows, blend_rows(args, truth), args)
     every = list(FIRST) + [n for n in list_recipes() if n not in FIRST]
     for k in range(args.seeds):
         for name in ordered([n for n in args.recipes.split(",") if n] or every):

@@ -1,4 +1,6 @@
 """Rows and table of bench/learn.py: how much of the gap each recipe closes, and from what that was made."""
+import shlex
+
 import pandas as pd
 
 from hms_hbac.core import read_json, write_json
@@ -74,13 +76,14 @@ def remarks(rows, args):
     return [f"{text} ({len(names)}): {', '.join(names)}.\n" for text, names in groups.items() if names]
 
 
-def origins(rows):
+def origins(rows, args):
     "Lines that tell machines, how busy they were, and commands."
     own, out = [r for r in rows if "hash" in r], []
     for machine in dict.fromkeys(r["machine"] for r in own):
         loads = [r["load"] for r in own if r["machine"] == machine]
         out.append(f"Machine: {machine}; load when a training ended: {min(loads):g} to {max(loads):g}.\n")
-    return out + [f"Command: `python bench/learn.py {c}`\n" for c in dict.fromkeys(r["command"] for r in own)]
+    commands = dict.fromkeys([*(r["command"] for r in own), shlex.join(args.argv)])
+    return out + [f"Command: `python bench/learn.py {c}`\n" for c in commands]
 
 
 def write(rows, blends, args):
@@ -93,7 +96,7 @@ def write(rows, blends, args):
             f"{first['floor']:.3f}. `closed`: share of that gap, with its 95 % interval over patients;",
             "`samples`: windows that a training has seen, as often as it saw them; `CPU minutes`: of a seed,",
             "on processors that other work shared, so no speed; `date`: of the last training.", "",
-            *origins(rows.values()), *listed(rows.values(), COLUMNS), "", *remarks(rows.values(), args)]
+            *origins(rows.values(), args), *listed(rows.values(), COLUMNS), "", *remarks(rows.values(), args)]
     if blends: text += ["Published ensembles of these rows:", "", *listed(blends, COLUMNS[:5]), ""]
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text("\n".join(text).rstrip() + "\n", encoding="utf-8")

@@ -75,7 +75,7 @@ def test_a_run_writes_its_line_and_goes_on(comp_dir, tmp_path, capsys, monkeypat
         np.random.default_rng(0).normal(size=(len(table), 3)), columns=list("abc"))] * 2)
     assert learn.main([*once, "left_right_encoder", "--time-budget", "0s"]) == 0
     assert "the time is over in left_right_encoder" in capsys.readouterr().out
-    assert not (tmp_path / "learn.md").exists()
+    assert "| left_right_encoder |" not in (tmp_path / "learn.md").read_text()
     assert learn.main([*once, "left_right_encoder"]) == 0
     assert "left_right_encoder  " in capsys.readouterr().out
     run = tmp_path / "seed0" / "left_right_encoder" / "fold0" / "manifest.json"
