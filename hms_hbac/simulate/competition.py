@@ -201,8 +201,7 @@ def write_eegs(recording: Recording, eeg: np.ndarray, out: Path | str, lead: int
 
 # %% ../../nbs/04_simulate/04_competition.ipynb #902b15a8
 def write_recording(recording: Recording, out: Path | str, strength: float = 1.) -> None:
-    """Write the spectrogram and EEG files of one recording below folder `out`; files that exist already
-    are left alone."""
+    "Write the spectrogram and EEG files of one recording below folder `out`; those that exist are kept."
     from threadpoolctl import threadpool_limits
     path = Path(out)/f"{recording.split}_spectrograms"/f"{recording.spectrogram_id}.parquet"
     if path.exists(): return                       # written last
