@@ -13,7 +13,10 @@ ALONE = "test_every_notebook"
 LONG = ("test_kaggle_kernels", "test_demo", "test_kaggle_training", "test_processes", "test_jupyterlab",
         "test_overfit", "test_kaggle_members", "test_faults", "test_view_pictures", "test_resume",
         "test_stages", "test_training", "test_predict", "test_reader", "test_views", "test_gpu",
-        "test_readme")
+        "test_readme", *(f"experiments/{name}.ipynb" for name in
+                         "winners cranjis richard david public filters votes_labels real_eeg".split()),
+        "04_simulate/04_competition.ipynb", "12_demo.ipynb", "13_cli.ipynb", "08_training/13_run.ipynb",
+        "10_evaluation/10_report.ipynb", "04_simulate/05_realism.ipynb")
 
 
 def pytest_collection_modifyitems(items):
