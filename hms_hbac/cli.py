@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from .core import RecipeError
+from .core import SURE_VOTES, RecipeError
 from .evaluation.read_command import read
 from .evaluation.votes_commands import votes_app
 from .kaggle.commands import kaggle_app
@@ -254,7 +254,7 @@ def ensemble(
 def fit_weights(
     runs: Annotated[list[Path], typer.Argument(help="runs, or one out-of-fold table (parquet)")],
     out: Annotated[Path, typer.Option(help="the file to write")] = Path("weights.yaml"),
-    min_votes: Annotated[int, typer.Option(help="judge on events with so many votes")] = 10,
+    min_votes: Annotated[int, typer.Option(help="judge on events with so many votes")] = SURE_VOTES,
 ) -> None:
     """Choose how to blend by nested cross-validation over patients.
 

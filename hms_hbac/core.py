@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['CLASSES', 'CONSENSUS', 'VOTES', 'COMPETITION', 'CHANNELS', 'ELECTRODES', 'PANELS', 'CHAINS', 'POSITIONS',
            'LEFT_RIGHT', 'FRONT_BACK', 'EEG_RATE', 'EEG_SECONDS', 'EEG_SAMPLES', 'LABEL_SECONDS', 'SPEC_STEP',
-           'SPEC_STEPS', 'SPEC_BINS', 'SPEC_FREQUENCIES', 'EPSILON', 'LONGEST', 'DEEPEST', 'PLAIN', 'swap',
-           'spectrogram_columns', 'HmsError', 'DataError', 'RecipeError', 'CheckpointError', 'SubmissionError',
-           'KaggleError', 'kl_rows', 'atomic_write', 'write_json', 'read_json', 'plain_yaml', 'literal', 'combine',
-           'built', 'parse']
+           'SPEC_STEPS', 'SPEC_BINS', 'SPEC_FREQUENCIES', 'SURE_VOTES', 'EPSILON', 'LONGEST', 'DEEPEST', 'PLAIN',
+           'swap', 'spectrogram_columns', 'HmsError', 'DataError', 'RecipeError', 'CheckpointError', 'SubmissionError',
+           'KaggleError', 'vote_shares', 'kl_rows', 'atomic_write', 'write_json', 'read_json', 'plain_yaml', 'literal',
+           'combine', 'built', 'parse']
 
 # %% ../nbs/00_core.ipynb #5f00b978
 import ast
@@ -98,6 +98,17 @@ class SubmissionError(HmsError):
     "A submission that the competition would reject."
 class KaggleError(HmsError):
     "A fault in kernel metadata, or one that Kaggle's server reported."
+
+# %% ../nbs/00_core.ipynb #42bc5e1d
+SURE_VOTES = 10                      # rows with so many votes resemble the hidden test set
+
+
+def vote_shares(events: Mapping,              # a table with the columns `VOTES`
+                kind: type = np.float32,      # of the answer
+                ) -> np.ndarray:
+    "The six votes of each row over their sum, (N, 6)."
+    votes = np.stack([np.asarray(events[v], np.float64) for v in VOTES], 1)
+    return (votes / votes.sum(1, keepdims=True)).astype(kind)
 
 # %% ../nbs/00_core.ipynb #b621962b
 EPSILON = 1e-15                      # the host's clip

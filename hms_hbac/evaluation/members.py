@@ -16,9 +16,8 @@ import numpy as np
 import pandas as pd
 
 from ..core import CLASSES, VOTES, DataError
-from .runs import read_part
 from ..inference.pooling import softmax
-from ..training.oof import SURE_VOTES
+from ..training.oof import SURE_VOTES, oof_files, read_file, read_fold
 
 # %% ../../nbs/10_evaluation/02_members.ipynb #97aa2dd9
 @dataclass
@@ -110,7 +109,7 @@ def source_tables(source: Path | str) -> list:
     source = Path(source)
     if source.is_dir(): return folder_tables(source)
     if not source.is_file(): raise DataError("no such file or folder", where=source)
-    frame = read_part(pd.read_parquet if source.suffix == ".parquet" else pd.read_csv, source)
+    frame = read_file(pd.read_parquet if source.suffix == ".parquet" else pd.read_csv, source)
     models = [c.removesuffix("__seizure") for c in frame if str(c).endswith("__seizure")]
     if not models: return [(source.stem, one_table(frame, source, list(CLASSES)))]
     check_table(frame, source, [f"{m}__{c}" for m in models for c in CLASSES])
@@ -119,8 +118,7 @@ def source_tables(source: Path | str) -> list:
 # %% ../../nbs/10_evaluation/02_members.ipynb #39fa50ea
 def folder_tables(folder: Path) -> list:
     "The tables of a recipe's folder, or of all recipes in a folder of runs."
-    files = sorted(folder.glob("fold*/oof.parquet")) or [f for f in [folder/"oof.parquet"] if f.is_file()]
-    if files:
+    if files := oof_files(folder):
         frame = pd.concat([named_fold(f) for f in files], ignore_index=True)
         return [(folder.name, one_table(frame, folder, list(CLASSES)))]
     runs = sorted({f.parent.parent for f in folder.glob("*/fold*/oof.parquet")})
@@ -132,7 +130,7 @@ def folder_tables(folder: Path) -> list:
 
 def named_fold(file: Path) -> pd.DataFrame:
     "One oof.parquet; its rows must belong to the fold that the folder names."
-    frame = read_part(pd.read_parquet, file)
+    frame = read_fold(file, ("patient_id", *VOTES, *CLASSES))
     named = file.parent.name.removeprefix("fold")
     if not named.isdigit() or "fold" not in frame: return frame
     foreign = frame.fold[frame.fold != int(named)]

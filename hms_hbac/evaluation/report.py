@@ -27,11 +27,11 @@ from hms_hbac.evaluation.leaderboard import (
     reference_lines,
     together,
 )
-from .runs import find_truth, read_part, read_run, recipe_folders, sure_mean
+from .runs import find_truth, read_run, recipe_folders, sure_mean
 from ..inference.ensemble import check_submission
 from ..inference.outputs import check_output, write_text
 from ..models.losses import competition_kl, kl_rows
-from ..training.oof import oof_kl, vote_shares
+from ..training.oof import oof_kl, read_file, vote_shares
 
 # %% ../../nbs/10_evaluation/10_report.ipynb #f32c6dfa
 def rank(run: dict) -> tuple:
@@ -118,7 +118,7 @@ def submission_parts(file: Path | str, comp: Competition | None = None,
     if faults:
         said = f"{file}: {len(faults)} faults; the competition would reject it."
         return [page.text(said), page.code("\n".join(faults[:20]))]
-    table = read_part(pd.read_csv, file)
+    table = read_file(pd.read_csv, file, "write it again with predict or ensemble")
     valid = "" if comp is None else ", valid: one row per test row"
     parts = [page.text(f"{file}: {len(table)} rows{valid}.")]
     known = truth is not None and "split" in truth and "eeg_id" in table

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 
 from ..core import VOTES, CheckpointError, HmsError, RecipeError, read_json
@@ -24,7 +23,7 @@ from .tta import transforms
 from ..models.losses import loss
 from ..models.recipe import build, load_recipe, without_downloads
 from ..training.checkpoints import load_weights
-from ..training.oof import vote_shares
+from ..training.oof import read_fold, vote_shares
 
 # %% ../../nbs/09_inference/05_members.ipynb #798c1da7
 def load_run(folder: str | os.PathLike) -> tuple:
@@ -45,8 +44,7 @@ def run_prior(folder: str | os.PathLike) -> np.ndarray | None:
     try: prior = read_json(manifest).get("prior") if manifest.is_file() else None
     except (HmsError, AttributeError): prior = None
     try:
-        if prior is None and oof.is_file():
-            prior = vote_shares(pd.read_parquet(oof, columns=list(VOTES))).mean(0)
+        if prior is None and oof.is_file(): prior = vote_shares(read_fold(oof, VOTES)).mean(0)
         prior = np.asarray(prior, dtype=float)
     except Exception: return None  # whatever is wrong with it, the prior is only a fallback
     good = prior.shape == (6,) and np.isfinite(prior).all() and (prior >= 0).all() and prior.sum() > 0

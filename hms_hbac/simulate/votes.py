@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..core import CLASSES, VOTES
+from ..core import CLASSES, SURE_VOTES, kl_rows, vote_shares
 
 # %% ../../nbs/04_simulate/03_votes.ipynb #9e9b00a6
 CONFUSION = np.array([[.870, .020, .045, .020, .015, .030], [.010, .940, .010, .005, .005, .030],
@@ -219,19 +219,15 @@ def floor(truth: pd.DataFrame | Path | str,  # or the path of truth.parquet; sel
     """What can be scored on the events of `truth`.
 
     `floor`: mean KL of the drawn vote shares from the generating probability; `expected_floor`: the same,
-    averaged over all
-    votes that could have been drawn; `mean_vote`: mean KL from the mean vote share of these events, the best
-    constant answer.
-    The keys with `_experts` speak of events with 10 votes or more (their mean vote is their own); `events`
-    counts."""
-    from scipy.special import rel_entr
+    averaged over all votes that could have been drawn; `mean_vote`: mean KL from the mean vote share of these
+    events, the best constant answer; `events` counts. The keys with `_experts` speak of sure events
+    (`SURE_VOTES`), whose mean vote is their own."""
     truth = truth if isinstance(truth, pd.DataFrame) else pd.read_parquet(Path(truth))
     out = {}
-    for name, rows in (("", truth), ("_experts", truth[truth.n_votes >= 10])):
-        n, p = rows.n_votes.to_numpy(), rows[list(CLASSES)].to_numpy(float)
-        shares = rows[list(VOTES)].to_numpy(float) / n[:, None]
-        out[f"floor{name}"] = float(rel_entr(shares, np.clip(p, 1e-15, 1)).sum(1).mean())
-        out[f"expected_floor{name}"] = float(expected_kl(p, n).mean())
-        out[f"mean_vote{name}"] = float(rel_entr(shares, shares.mean(0)).sum(1).mean())
+    for name, rows in (("", truth), ("_experts", truth[truth.n_votes >= SURE_VOTES])):
+        p, shares = rows[list(CLASSES)].to_numpy(float), vote_shares(rows, float)
+        out[f"floor{name}"] = float(kl_rows(shares, p).mean())
+        out[f"expected_floor{name}"] = float(expected_kl(p, rows.n_votes.to_numpy()).mean())
+        out[f"mean_vote{name}"] = float(kl_rows(shares, np.tile(shares.mean(0), (len(rows), 1))).mean())
         out[f"events{name}"] = len(rows)
     return out

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from ..core import CLASSES, DataError, RecipeError, read_json
-from .oof import vote_shares
+from .oof import oof_files, read_fold, vote_shares
 
 # %% ../../nbs/08_training/02_labels.ipynb #3bdff094
 def finished_manifest(folder: Path | str) -> dict:
@@ -39,7 +39,7 @@ def fold_predictions(folder: Path | str,         # a finished fold's
     if data is not None and manifest.get("data", data) != data:
         raise DataError("this run was trained on other data", where=folder,
                         cure="train the labelling run on the same competition folder")
-    table = pd.read_parquet(folder/"oof.parquet").set_index("event_id")
+    table = read_fold(folder, ("event_id", *CLASSES)).set_index("event_id")
     known = events.set_index("event_id").fold.reindex(table.index).to_numpy()
     seen = table.index[known != manifest.get("fold")]
     if len(seen):
@@ -51,7 +51,7 @@ def fold_predictions(folder: Path | str,         # a finished fold's
 # %% ../../nbs/08_training/02_labels.ipynb #64936d5a
 def run_predictions(folder: Path | str, events: pd.DataFrame, data: str | None = None) -> pd.DataFrame:
     "All finished folds of a recipe's run folder, one row per event."
-    folds = sorted(Path(folder).glob("fold*/oof.parquet"))
+    folds = oof_files(folder)
     if not folds:
         raise DataError("no out-of-fold predictions", where=folder,
                         cure=f"hms-hbac train {Path(folder).name} ... first")

@@ -33,6 +33,7 @@ from hms_hbac.training.labels import (
     to_label,
 )
 from .loop import predict_rows
+from .oof import read_fold
 from .state import Loop, held_out
 
 # %% ../../nbs/08_training/10_teachers.ipynb #22870a73
@@ -90,7 +91,7 @@ def check_folds(record: dict, folder: Path | str, events: pd.DataFrame,
     path = Path(folder)/"oof.parquet"
     if not path.is_file(): return
     mine = set(events.event_id[events.fold.isin(record["held_out"])])
-    theirs = set(pd.read_parquet(path, columns=["event_id"]).event_id)
+    theirs = set(read_fold(path, ("event_id",)).event_id)
     if mine - theirs:
         raise DataError(f"{len(mine - theirs)} events of its fold are not in its oof.parquet: "
                         f"it may have trained on them", where=folder,
