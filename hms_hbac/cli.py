@@ -182,9 +182,8 @@ def train(
         from hms_hbac.training.plan import competition_plan
         return print(competition_plan(made, data, chosen))
     from hms_hbac.training.run import train_folds
-    done = train_folds(made, data, runs, folds=chosen, cache=cache, time_budget=time_budget, resume=resume,
-                       workers=workers, track=track, without=without)
-    for folder in done: print(folder)
+    more = dict(cache=cache, time_budget=time_budget, resume=resume, workers=workers, track=track)
+    for folder in train_folds(made, data, runs, folds=chosen, without=without, **more): print(folder)
 
 # %% ../nbs/13_cli.ipynb #446f43f2
 @app.command()

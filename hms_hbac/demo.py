@@ -200,16 +200,13 @@ def conclude(comp: Competition, folders: dict, predictions: dict, out: Path, sec
 # %% ../nbs/12_demo.ipynb #c3958b44
 def demo(
     out: Path = "demo",
-    patients: int = 60,
-    test_patients: int = 12,
-    seed: int = 0,
+    patients: int = 60, test_patients: int = 12, seed: int = 0,
     members: tuple = MEMBERS,
     folds: tuple = (0, 1),
     workers: int = 2,             # processes
     kernels: bool = True,         # rehearse the Kaggle kernels, too
 ) -> pd.DataFrame:
-    """Simulate, prepare, train `members` at demo scale, predict, blend, rehearse the kernels,
-    all under `out`: the scores."""
+    "Simulate, prepare, train `members`, predict, blend, rehearse the kernels, all under `out`: the scores."
     for name in members: load_recipe(name, "demo")             # a mistyped name costs no minute
     kernels = kernels and repository_here()
     out, step = Path(out), Steps(3 + 2 * len(members) + kernels)

@@ -73,15 +73,12 @@ class Draws:
     def coin(self, p: float, *shape: int) -> torch.Tensor:
         "bool, True with probability `p`, shape (B, *shape)."
         return self.uniform(*shape) < p
-
     def randint(self, low: int, high: int, *shape: int) -> torch.Tensor:
         "int64 in [low, high), shape (B, *shape)."
         return (low + (high - low) * self.uniform(*shape)).long().clamp(max=high - 1)
-
     def beta(self, a: float, *shape: int) -> torch.Tensor:
         "Beta(a, a), shape (B, *shape): the larger share of a mix is symmetric around one half."
         return beta_quantile(self.uniform(*shape), a)
-
     def partner(self) -> torch.Tensor:
         "(B,) int64: a random permutation of the batch."
         return torch.argsort(self.uniform())

@@ -46,7 +46,8 @@ def test_the_house_keeps_its_rules(check):
     assert check_house.CHECKS[check](ROOT) == []
 
 
-BOOK, CORE, FILTERS = "nbs/01_draws.ipynb", "hms_hbac/core.py", "hms_hbac/signal/filters.py"
+BOOK, CORE_BOOK = "nbs/01_draws.ipynb", "nbs/00_core.ipynb"
+CORE, FILTERS = "hms_hbac/core.py", "hms_hbac/signal/filters.py"
 PLANTED = {      # check -> file -> (what is planted, what is said)
     "imports": {CORE: ("\nfrom .cli import app\nimport fastcore\n", ["core imports cli", "imports fastcore"]),
                 FILTERS: ("\nfrom ..views import algebra\n", ["signal.filters imports views.algebra"])},
@@ -54,9 +55,12 @@ PLANTED = {      # check -> file -> (what is planted, what is said)
                      ("markdown", "[There](02_signal/99_gone.ipynb), [here](00_core.ipynb#No-such).")],
                     ["`shuffle_gently` is not found", "says room", "leads nowhere", "has no heading"]),
              CORE: ('\ndef f():\n    "Like `on_kangaroo`."\n', ["core.py, f: `on_kangaroo` is not found"])},
-    "exports": {BOOK: ([("code", f"#| export\nx{i} = {i}") for i in range(3)], ["3 exports in a row"])},
+    "exports": {BOOK: ([("code", f"#| export\nx{i} = {i}") for i in range(3)], ["3 exports in a row"]),
+                CORE_BOOK: ([("code", "#| export\n" + "x = 0\n" * n) for n in (25, 26)],
+                            ["00_core.ipynb, cell", "an export of 26 lines, at most 25"])},
     "size": {CORE: ("\n" * 300, ["core.py", "at most 300"]),
-             BOOK: ([("markdown", "x" * 2**20)], ["01_draws.ipynb: 1,", "bytes, at most 1,048,576"])},
+             BOOK: ([("markdown", "x" * 2**20)], ["01_draws.ipynb: 1,", "bytes, at most 1,048,576"]),
+             CORE_BOOK: ([("markdown", "more")] * 60, ["00_core.ipynb: 1", "cells, at most 60"])},
     "lines": {CORE: (f"\n# {'µ' * 54}\n# {'µ' * 55}\n", ["core.py, line", "112 bytes, at most 110"]),
               BOOK: ([("code", f"x = '{'–' * 36}'")], ["01_draws.ipynb, cell", "line 1: 114 bytes"])},
     "signatures": {CORE: ("\ndef planted(a, *, b: int = 1): pass\n"

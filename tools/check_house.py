@@ -14,6 +14,7 @@ import sys
 from shared import ROOT, cells, is_export, modules, notebooks
 
 MOST_EXPORTS, MOST_LINES, MOST_ENTRIES, MOST_BYTES = 2, 300, 18, 110
+MOST_EXPORTED, MOST_CELLS = 25, 60        # lines of an export cell, cells of a notebook
 MOST_WEIGHT = 2**20              # bytes of a notebook, its pictures with it
 ENDINGS = "py|ipynb|yaml|yml|toml|ini|md|txt|csv|parquet|json|safetensors|html|whl|mat|edf"
 FILE = re.compile(rf"^[\w./*<>{{}}-]*\.({ENDINGS})$")
@@ -153,20 +154,22 @@ def text_faults(root=ROOT):
 # notebooks and sizes
 
 def export_faults(root=ROOT):
-    "Notebooks with more exports in a row than a reader can try."
+    "Notebooks with more exports in a row than a reader can try, or exports longer than a screen."
     faults = []
     for path in notebooks(root):
         row = 0
         for i, _, source in cells(path):
             row = row + 1 if is_export(source) else 0
+            place, lines = f"{path.relative_to(root)}, cell {i}", len(source.splitlines()) - 1
             if row == MOST_EXPORTS + 1:
-                place = f"{path.relative_to(root)}, cell {i}"
                 faults.append(f"{place}: {row} exports in a row; run something between")
+            if row and lines > MOST_EXPORTED:
+                faults.append(f"{place}: an export of {lines} lines, at most {MOST_EXPORTED}; split it")
     return faults
 
 
 def size_faults(root=ROOT):
-    "Modules over 300 lines, a top level with too many entries, notebooks and kernels over 1 MiB."
+    "Modules over 300 lines, a top level with too many entries, notebooks over 60 cells or 1 MiB."
     faults = []
     for path in (root / "hms_hbac").rglob("*.py"):
         lines = len(path.read_text(encoding="utf-8").splitlines())
@@ -176,6 +179,9 @@ def size_faults(root=ROOT):
     if len(entries) > MOST_ENTRIES:
         faults.append(f"hms_hbac/: {len(entries)} entries at the top, at most {MOST_ENTRIES}")
     for path in [*notebooks(root), *sorted((root / "kaggle_kernels").rglob("*.ipynb"))]:
+        number = len(cells(path)) + len(cells(path, "markdown"))
+        if number > MOST_CELLS:
+            faults.append(f"{path.relative_to(root)}: {number} cells, at most {MOST_CELLS}")
         size = path.stat().st_size
         if size > MOST_WEIGHT:
             cure = "smaller figures, then tools/small_pictures.py"

@@ -132,14 +132,14 @@ class PadRandomCrop(ImageAugment):
             ((m := max(want - have, 0)) // 2 + pad, m - m // 2 + pad)
             for want, have, pad in ((h, x.shape[-2], down), (w, x.shape[-1], across)))
         x, on = F.pad(x, (left, right, top, bottom)), draws.coin(self.p)
-        rows, columns = (torch.arange(n, device=x.device) + self.start(room - n, on, draws)[:, None]
-                         for n, room in ((h, x.shape[-2]), (w, x.shape[-1])))
+        rows, columns = (torch.arange(n, device=x.device) + self.start(wide - n, on, draws)[:, None]
+                         for n, wide in ((h, x.shape[-2]), (w, x.shape[-1])))
         return {"image": _at(_at(x.transpose(-1, -2), rows).transpose(-1, -2), columns)}
 
     @staticmethod
-    def start(room: int, on: torch.Tensor, draws: Draws) -> torch.Tensor:
+    def start(free: int, on: torch.Tensor, draws: Draws) -> torch.Tensor:
         "(B,) where each crop begins: anywhere in the free places, or in their middle."
-        return torch.where(on, draws.randint(0, room + 1), room // 2)
+        return torch.where(on, draws.randint(0, free + 1), free // 2)
 
 # %% ../../nbs/06_augment/03_image.ipynb #fba84f1f
 def bands(n: int, start: torch.Tensor, stop: torch.Tensor) -> torch.Tensor:

@@ -199,7 +199,7 @@ class Competition(CompetitionFiles):
         return self._test[1]
     @cached_property
     def fingerprint(self) -> str:
-        "Names and sizes of all training files in one word; made once."
+        "Names, sizes and sampled checksums of all training files in one word; made once."
         return fingerprint(self)
 
 # %% ../../nbs/03_data/02_competition.ipynb #5d608e08

@@ -141,7 +141,6 @@ class EdfFile:
     path: Path
     gaps: bool = False
     flags: list = field(default_factory=list)
-
     def __post_init__(self):
         self.path = Path(self.path)
         self.header = read_header(self.path)
@@ -150,16 +149,12 @@ class EdfFile:
                        for i, n in enumerate(told["samples"])]
         self.labels, n = self.header.labels, len(self.counts)
         self.scales = [read_scale(self.header, i) for i in range(n)]
+        self.rails = [s.rails for s in self.scales]        # smallest and largest value that each can hold
         self.rates = [c / self.header.seconds for c in self.counts]
         self.begins = np.cumsum([0, *self.counts]) * self.header.width         # bytes within a record
         count_records(self)
         self.times = timeline(self) if self.header.paused else None
         drop_broken(self)
-
-    @property
-    def rails(self) -> list:
-        "Smallest and largest value that each signal can hold."
-        return [s.rails for s in self.scales]
 
     def length(self, i: int) -> int:
         "Number of samples of channel `i`, pauses included."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MOST_VALUES', 'MOST_FLOAT16', 'SPEC_COLUMNS', 'MOST_POWER', 'FAR_ROW', 'read_table', 'Columns', 'few', 'is_number',
            'read_columns', 'Recording', 'clean', 'read_eeg', 'Spectrogram', 'read_time', 'read_spectrogram', 'cut',
-           'cut_eeg', 'cut_spectrogram', 'spectrogram_row', 'sample_crc', 'file_id', 'file_crc', 'samples_crc']
+           'cut_spectrogram', 'spectrogram_row', 'sample_crc', 'file_id', 'file_crc', 'samples_crc']
 
 # %% ../../nbs/03_data/01_files.ipynb #0eef66de
 import os
@@ -204,11 +204,6 @@ def cut(x: np.ndarray,
     return out
 
 # %% ../../nbs/03_data/01_files.ipynb #20b52071
-def cut_eeg(signal: np.ndarray, start_sample: int, n: int = EEG_SAMPLES) -> np.ndarray:
-    "Window (20, n) of an EEG (20, T) from `start_sample` on; NaN outside the recording."
-    return cut(signal, start_sample, n)
-
-
 def cut_spectrogram(power: np.ndarray, start_row: int, n: int = SPEC_STEPS) -> np.ndarray:
     "Window (4, 100, n) of a spectrogram (4, 100, S) from `start_row` on; NaN outside."
     return cut(power, start_row, n)

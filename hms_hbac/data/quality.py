@@ -72,7 +72,7 @@ def block_faults(eeg: np.ndarray,            # (20, blocks * BLOCK) µV
     found = missing, flat, saturated(known, rails[:n]), loose, calibration
     return np.stack([*found, np.broadcast_to(marked, missing.shape)])
 
-
+# %% ../../nbs/03_data/10_quality.ipynb #55639b13
 def good_share(faults: np.ndarray,           # (6, 19, blocks)
                recorded: np.ndarray,         # (19,) bool: electrodes that the recording has at all
                ) -> np.ndarray:

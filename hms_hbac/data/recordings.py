@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['FORMAT', 'SHARD', 'KINDS', 'PLACE', 'half', 'pack_eeg', 'pack_power', 'unpack_power', 'shard_path', 'shard_done',
            'pack_file', 'write_shard', 'run_joblib', 'run_dask', 'claim', 'locked', 'plan', 'write_index', 'prepare',
-           'Recordings', 'damaged', 'check_sizes', 'map_shard', 'map_recording']
+           'Recordings', 'damaged', 'check_sizes', 'whole_index', 'map_shard', 'map_recording']
 
 # %% ../../nbs/03_data/03_recordings.ipynb #a70248ef
 import os
-import platform
 import sys
 import zlib
 from collections.abc import Iterator
@@ -174,7 +173,7 @@ def locked(cache: Path | str, log: bool = True) -> Iterator[None]:
             if log: print(f"{cache}: {owner} prepares this cache; waiting", file=sys.stderr, flush=True)
             fcntl.flock(f, fcntl.LOCK_EX)
         f.truncate(0)
-        f.write(f"process {os.getpid()} on {platform.node()}")
+        f.write(f"process {os.getpid()} on {os.uname().nodename}")
         f.flush()
         yield
 
@@ -225,18 +224,12 @@ def prepare(comp: Competition | Path | str, cache: Path | str, workers: int = 2,
 class Recordings:
     "The cache at `cache`: windows of whole recordings by id. Memory-mapped, picklable."
     shapes = {"eegs": (len(CHANNELS),), "spectrograms": (len(PANELS), SPEC_BINS)}
-
     def __init__(self, cache: Path | str):
         self.cache, self._maps = Path(cache), {}
-        if read_json(self.cache/"meta.json").get("format") != FORMAT:
-            raise DataError("cache of another format", where=cache, cure="delete it and run prepare again")
-        if not (self.cache/"index.parquet").is_file():
-            raise DataError("the cache is not complete", where=cache, cure="run prepare again")
-        self.index = pd.read_parquet(self.cache/"index.parquet")
+        self.index = whole_index(self.cache)
         self._at = {kind: {id: place for id, *place in t[PLACE].itertuples(index=False)}
                     for kind, t in self.index.groupby("kind")}
         check_sizes(self)
-
     def __reduce__(self): return type(self), (self.cache,)
     def __repr__(self):
         return f"Recordings({str(self.cache)!r}): {', '.join(f'{len(t)} {k}' for k, t in self._at.items())}"
@@ -246,7 +239,6 @@ class Recordings:
     def start_s(self, id: int) -> float:
         "Second of a spectrogram's first row on its file's clock."
         return self._at["spectrograms"][id][3] if self.has("spectrograms", id) else 1.0
-
     def eeg(self, id: int, start_sample: int, n: int = EEG_SAMPLES, out: np.ndarray = None) -> np.ndarray:
         "Window (20, n) float32 µV, NaN outside the recording."
         return cut(self.whole("eegs", id), start_sample, n, out)
@@ -269,6 +261,15 @@ def check_sizes(self: Recordings) -> None:
         size = path.stat().st_size if path.is_file() else -1
         if size < 0 or (end and not size): raise damaged("a shard is missing or empty", path)
         if size < 2 * end: raise damaged("a shard is cut short", path)
+
+
+def whole_index(cache: Path) -> pd.DataFrame:
+    "The index of a complete cache of this format; `DataError` for another."
+    if read_json(cache/"meta.json").get("format") != FORMAT:
+        raise DataError("cache of another format", where=cache, cure="delete it and run prepare again")
+    if not (cache/"index.parquet").is_file():
+        raise DataError("the cache is not complete", where=cache, cure="run prepare again")
+    return pd.read_parquet(cache/"index.parquet")
 
 # %% ../../nbs/03_data/03_recordings.ipynb #rec00010
 def map_shard(self: Recordings, kind: str, number: int) -> np.ndarray:

@@ -177,7 +177,6 @@ class Stream:
         self.marks = bad_marks(source.notes())
         seconds = sum(m.stop - m.start for m in self.marks)
         if seconds: self.flags.append(f"{len(self.marks)} stretches are marked as bad, {seconds:g} s")
-
     @property
     def seconds(self) -> float:
         "Length of the recording."

@@ -38,7 +38,6 @@ class FolderSource:
         self._last[kind, id] = found
         while len(self._last) > self.keep: self._last.popitem(last=False)
         return found
-
     def start_s(self, id: int) -> float:
         "Second of a spectrogram's first row on its file's clock."
         return self.read("spectrograms", id).start_s

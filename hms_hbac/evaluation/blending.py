@@ -276,8 +276,7 @@ def fit_weights(
     sources: Members | Path | str | Iterable,  # paths for `read_members`, or `Members`
     out: Path | str | None = None,             # a YAML file to write
     min_votes: int = SURE_VOTES,
-    folds: int = 5,
-    seed: int = 0,
+    folds: int = 5, seed: int = 0,
     reps: int = 2000,                          # draws of patients
     methods: Iterable[str] | None = None,      # names in `METHODS`; None: all
 ) -> dict:

@@ -172,7 +172,7 @@ def read_members(sources: Path | str | Iterable) -> Members:
     for name, other in zip(names[1:], frames[1:], strict=True): match_rows(frames[0], other, names[0], name)
     return stack_members(names, [t.loc[frames[0].index] for t in frames])
 
-
+# %% ../../nbs/10_evaluation/02_members.ipynb #470621c1
 def stack_members(names: Iterable[str], frames: list[pd.DataFrame]) -> Members:
     "`Members` of tables with the same rows in the same order; votes and patients are those of the first."
     first = frames[0]

@@ -241,11 +241,9 @@ def claim_folder(out: Path, names: list[str]) -> None:
 # %% ../../nbs/10_evaluation/18_reading.ipynb #29b40853
 def read_recordings(paths: list, runs: object, out: str | Path,
                     annotated: bool = False, workers: int = 1,
-                    backend: str | None = None,       # joblib's
-                    dask: object = None,              # scheduler of a cluster
+                    backend: str | None = None, dask: object = None,     # joblib's; scheduler of a cluster
                     progress: bool = True,
-                    **how: object,                    # arguments of `Reader`
-                    ) -> list[dict]:
+                    **how: object) -> list[dict]:     # arguments of `Reader`
     "Read recordings into `out`/<name>, and a ranking; a single file goes into `out` itself. Their summaries."
     from tqdm.auto import tqdm
     files, out = recordings_of(paths), Path(out)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Setup', 'answer_table', 'answer_piece', 'stream_print', 'is_simulated', 'about_models', 'save_piece', 'load_piece',
-           'Reading', 'read_pieces', 'preset_runs', 'Reader', 'identity', 'claim', 'readable', 'answer', 'gather',
-           'read']
+           'Reading', 'piece_maker', 'read_pieces', 'preset_runs', 'Reader', 'identity', 'claim', 'readable', 'answer',
+           'gather', 'read']
 
 # %% ../../nbs/09_inference/10_reader.ipynb #391361f4
 import hashlib
@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+# %% ../../nbs/09_inference/10_reader.ipynb #06ea5941
 from hms_hbac.core import (
     CHANNELS,
     CLASSES,
@@ -148,16 +149,10 @@ class Reading:
         "(windows,) bool: answered, and not a bad stretch."
         return np.isfinite(self.prob).all(1) & ~self.table.bad.to_numpy(bool)
 
-# %% ../../nbs/09_inference/10_reader.ipynb #be42010a
-def read_pieces(setup: Setup, stream: Stream, starts: np.ndarray,
-                todo: list,          # (number of the piece, its windows, whether it is the last)
-                done: Callable,      # done(number, table, power, report) gets each
-                bar: object,         # of tqdm
-                ) -> None:
-    "Read and answer the pieces `todo`, one after the other."
-    recorded = np.array([c not in stream.plan.missing for c in CHANNELS[:19]])
-    rows, last = sliding.Rows(stream), {}
-    def chunks(windows): return range(0, len(windows), setup.batch_size)
+# %% ../../nbs/09_inference/10_reader.ipynb #c77a0f55
+def piece_maker(setup: Setup, stream: Stream, starts: np.ndarray, rows: sliding.Rows) -> Callable:
+    "A function of ((number, windows, end), a): a piece, which is kept, and its batch from window `a` on."
+    recorded, last = np.array([c not in stream.plan.missing for c in CHANNELS[:19]]), {}
     def make(job):
         (number, windows, _), a = job
         if last.get("number") != number:
@@ -167,6 +162,18 @@ def read_pieces(setup: Setup, stream: Stream, starts: np.ndarray,
         some = range(a, min(a + setup.batch_size, len(windows)))
         piece, draw = last["piece"], last["draw"]
         return piece, sliding.piece_batch(piece, rows, some, setup.eeg(draw), setup.steps, draw)
+    return make
+
+# %% ../../nbs/09_inference/10_reader.ipynb #be42010a
+def read_pieces(setup: Setup, stream: Stream, starts: np.ndarray,
+                todo: list,          # (number of the piece, its windows, whether it is the last)
+                done: Callable,      # done(number, table, power, report) gets each
+                bar: object,         # of tqdm
+                ) -> None:
+    "Read and answer the pieces `todo`, one after the other."
+    rows = sliding.Rows(stream)
+    def chunks(windows): return range(0, len(windows), setup.batch_size)
+    make = piece_maker(setup, stream, starts, rows)
     reader = Prefetch([(job, a) for job in todo for a in chunks(job[1])], make, depth=2)
     def batches(first, more):
         for _, batch in itertools.chain([first], itertools.islice(reader, more)):

@@ -211,9 +211,7 @@ def rehearse(
     compare: Annotated[bool, typer.Option(help="compare with predict and ensemble here")] = True,
     blend: Blend = None,
 ) -> None:
-    """Run kernels as Kaggle does: its folders, a fresh environment, no network, limits.
-
-    Then check what they wrote."""
+    "Run kernels as Kaggle does (folders, fresh environment, no network, limits) and check what they wrote."
     from hms_hbac.kaggle.rehearse import INFERENCE, passed, rehearse
     env = {"HMS_TIME_BUDGET": time_budget} if time_budget else None
     table = rehearse(data, runs, kernels or INFERENCE, out=out, form=form, owner=owner,

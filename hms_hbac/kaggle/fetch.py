@@ -126,8 +126,7 @@ def download(url: str, path: Path) -> int:
 
 
 def fetch_all(
-    files: list,      # (name, url)
-    ref: str,         # owner/slug of the kernel
+    files: list, ref: str,      # (name, url); owner/slug of the kernel
     into: Path,       # an empty folder
 ) -> dict[str, int]:
     "Download all files into `into`: {local name: bytes}; hidden ones are left out, with a line on stderr."

@@ -222,6 +222,5 @@ def train_kernel(
         arguments = [name, comp, runs, ",".join(map(str, folds)), cache, scale(), round(max(left, 1), 1)]
         code = relay(launch(arguments, gpus))
         if code: print(f"WARNING: {name} ended with status {code}", flush=True)
-    table = run_states(recipes, folds, runs)
-    print(outlook(table))
+    print(outlook(table := run_states(recipes, folds, runs)))
     return table

@@ -169,16 +169,13 @@ def run_members(
     members: dict,                      # {name: weight}
     notebooks: Path,                    # folder of <name>.ipynb
     out: Path = "submission.csv",
-    limits: dict = None,                # {name: time limit}
-    total: str = "8h30m",               # limit for all together
-    comp: Path = None,                  # competition folder, default the attached one
-    work: Path = "members",
+    limits: dict = None, total: str = "8h30m",     # {name: time limit}; limit for all together
+    comp: Path = None, work: Path = "members",     # competition folder, default the attached one
 ) -> pd.DataFrame:
     """Run each member's notebook and blend into `out`.
 
     DataFrame member, weight, share, state, rows replaced, seconds."""
-    # here, since a member's process imports this module and may need no torch
-    from hms_hbac.kaggle.kernels import competition_folder, write_prior
+    from hms_hbac.kaggle.kernels import competition_folder, write_prior  # here, since they import torch
     from hms_hbac.training.run import seconds
     begin, comp, rows = time.monotonic(), comp or competition_folder(), []
     write_prior(comp, out)

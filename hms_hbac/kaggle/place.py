@@ -201,10 +201,8 @@ def size(folder: Path) -> int:
 # %% ../../nbs/11_kaggle/09_place.ipynb #ae6398ad
 def watch(
     command: list[str],
-    root: Path,              # holds working/ and gets log.txt
-    env: dict,
-    time_limit: float,       # seconds
-    disk_limit: float,       # bytes in working/
+    root: Path, env: dict,   # the folder that holds working/ and gets log.txt; the environment
+    time_limit: float, disk_limit: float,      # seconds; bytes in working/
     every: float = .25,      # seconds between two looks
 ) -> tuple[str, float, int]:
     "Run the command: (reason it was stopped or '', seconds, peak bytes of memory)."

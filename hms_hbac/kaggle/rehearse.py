@@ -209,33 +209,27 @@ def rehearse(
     data: Path,                                  # competition folder
     runs: Path | None,                           # trained runs, packed as the weights
     kernels: Iterable[str] = INFERENCE, folder: Path = None,       # their names; default kaggle_kernels
-    out: Path = "rehearsal",
+    out: Path = "rehearsal", attach: dict = None,       # {slug: folder} of earlier kernels' output
     form: str = "new", owner: str = "ann",       # of the mounts, or old; account in their paths
-    attach: dict = None,                         # {slug: folder} of earlier kernels' output
     scale: str = "demo", env: dict = None,       # HMS_SCALE, and more variables
     time_limit: str = "1h", disk_limit: float = 20e9,              # of each kernel; bytes it may write
-    compare: bool = True,                        # with `predict` and `ensemble` here
-    wheel: Path = None,                          # a wheel's dataset that is built already
-    isolate: bool = None,                        # with namespaces; default where they can be had
-    workers: int = 1,                            # kernels at a time
-    model: int = None,                           # mount the weights as this version of the model
-    blend: Path = None,                          # a file of fit-weights for kernels that name one in WEIGHTS
+    compare: bool = True, isolate: bool = None,  # with `predict` here; default: as far as can be
+    wheel: Path = None, blend: Path = None,      # a wheel's dataset; weights for kernels that name a file
+    workers: int = 1, model: int = None,         # kernels at a time; mount the weights as this model version
 ) -> pd.DataFrame:
     "Run kernels as Kaggle would, in `out`/<kernel>: DataFrame, one row a kernel."
-    folder, data = Path(folder or find_repository()/"kaggle_kernels"), Path(data).resolve()
-    out, attach = Path(out).resolve(), attach or {}
+    folder, attach = Path(folder or find_repository()/"kaggle_kernels"), attach or {}
+    out, data = Path(out).resolve(), Path(data).resolve()
     isolate = can_isolate() if isolate is None else isolate
     print(WAYS[isolate], flush=True)
     taken(out, kernels, [p for p in (data, folder, runs, wheel, *attach.values()) if p is not None])
     sources = prepare_sources(out, data, runs, wheel, attach, blend)
-    env = share_of_cores(workers) | (env or {})
-    setting = dict(form=form, owner=owner, scale=scale, env=env, model=model, time_limit=time_limit,
-                   disk_limit=disk_limit, isolate=isolate)
+    setting = dict(form=form, owner=owner, scale=scale, model=model, time_limit=time_limit, isolate=isolate,
+                   disk_limit=disk_limit, env=share_of_cores(workers) | (env or {}))
     def run(name): return run_one(folder/name, out/name, sources, out/"image", setting)
     rows = run_side_by_side(kernels, run, workers)
-    for row in rows:
-        row["difference"] = own_difference(row, folder, out, data, runs, scale) if compare else None
-    return pd.DataFrame(rows)
+    told = (own_difference(row, folder, out, data, runs, scale) if compare else None for row in rows)
+    return pd.DataFrame(rows).assign(difference=list(told))
 
 # %% ../../nbs/11_kaggle/10_rehearse.ipynb #9499d5f6
 WAYS = {True: "network: none (a network namespace); inputs: read-only mounts",

@@ -210,7 +210,6 @@ class FeatureMap(nn.Module):
         self.net, self.size, self.grid, self.token, self.whole = net, size, grid, token, finish
         self.prefix = getattr(net, "num_prefix_tokens", 0) if grid else 0
         self.channels_last = getattr(net, "output_fmt", None) == "NHWC"
-
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         "(B, C, H, W) -> the feature map (B, D, h, w)."
         pad = (0, self.size[1] - x.shape[-1], 0, self.size[0] - x.shape[-2])

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['POOLS', 'GeM', 'AvgPool', 'AvgMaxPool', 'WidthAttention', 'HeadsAttention', 'SEDPool', 'enlarge_stem', 'Network',
-           'width_attention', 'PictureNetwork', 'finished_size', 'ImageModel', 'AST', 'image_batch', 'System', 'trace']
+           'width_attention', 'PictureNetwork', 'finished_size', 'ImageModel', 'AST', 'image_batch', 'System',
+           'predict_batch', 'trace']
 
 # %% ../../nbs/07_models/02_image.ipynb #53adf26c
 from collections.abc import Iterable
@@ -182,29 +183,24 @@ def finished_size(backbone: Backbone, channels: int) -> int:
 # %% ../../nbs/07_models/02_image.ipynb #234eb71a
 class ImageModel(PictureNetwork):
     "(B,C,H,W) -> logits (B,6): timm backbone, width attention, pooling, dropout, linear head."
-    def __init__(
-        self,
-        backbone: str,              # timm's name
-        shape: tuple,               # (C, H, W)
-        pool: str = "avg",          # avg, gem, avgmax, token (ViT)
-        attention: int = 0,         # heads of width attention
-        head: str = "linear",       # linear, sed
-        stem: str = None,           # large: 17 x 17
-        dropout: float = 0.,
-        drop_path: float = 0.,
-        pretrained: str = "none",   # none, hub, a folder
-        patch_stride: int = None,
-        bias: bool = True,          # of the last layer
-        finish: bool = True,        # timm's layers between pooling and head
-        reduce: int = 1,            # the backbone sees means over so many pixels, up and down
-        squeeze: int = None,        # channels of a 1x1 convolution in place of timm's last layers
-    ):
+    def __init__(self, backbone: str, shape: tuple,        # timm's name; (C, H, W)
+                 pool: str = "avg",                # avg, gem, avgmax, token (ViT)
+                 attention: int = 0,               # heads of width attention
+                 head: str = "linear",             # linear, sed
+                 stem: str = None,                 # large: 17 x 17
+                 dropout: float = 0., drop_path: float = 0.,
+                 pretrained: str = "none",         # none, hub, a folder
+                 patch_stride: int = None,         # of a ViT
+                 bias: bool = True, finish: bool = True,   # of the last layer; timm's layers before it
+                 reduce: int = 1,                  # the backbone sees means over so many pixels, up and down
+                 squeeze: int = None):             # channels of a 1x1 convolution in place of the last layers
         super().__init__()
         _check_options(pool, head, stem, attention)
         self.shape, self.reduce = tuple(shape), reduce
         seen = (self.shape[0], *(n // reduce for n in self.shape[1:]))
-        self.backbone = Backbone(backbone, seen, str(pretrained), drop_path, patch_stride,
-                                 pool == "token", finish and not squeeze and pool != "avgmax")
+        last = finish and not squeeze and pool != "avgmax"
+        rest = str(pretrained), drop_path, patch_stride, pool == "token", last
+        self.backbone = Backbone(backbone, seen, *rest)
         if stem: enlarge_stem(self.backbone.net)
         channels, self.height, self.width = feature_grid(self.backbone, seen)
         self.attention = width_attention(channels, self.width, int(attention))
@@ -263,12 +259,16 @@ class System(nn.Module):
         if x.ndim == len(self.view.shape) + 1: return self.net(x).float()
         return self.net(x.flatten(0, 1)).float().unflatten(0, x.shape[:2]).mean(1)
 
-    def predict(self, batch: dict) -> torch.Tensor:
-        "Probabilities (B,6) float32, in evaluation mode and without gradients."
-        mode = self.training
-        try:
-            with torch.no_grad(): return self.eval()(batch)[0].softmax(-1)
-        finally: self.train(mode)
+# %% ../../nbs/07_models/02_image.ipynb #5230399a
+def predict_batch(system: System, batch: dict) -> torch.Tensor:
+    "Probabilities (B,6) float32, in evaluation mode and without gradients."
+    mode = system.training
+    try:
+        with torch.no_grad(): return system.eval()(batch)[0].softmax(-1)
+    finally: system.train(mode)
+
+
+System.predict = predict_batch
 
 # %% ../../nbs/07_models/02_image.ipynb #4ba7f9cb
 def trace(system: nn.Module, batch: dict | torch.Tensor, depth: int = 5) -> pd.DataFrame:

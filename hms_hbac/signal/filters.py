@@ -189,7 +189,7 @@ def _gain(sections, n, rate, dtype, device):
     h = torch.from_numpy(response(sections, np.fft.rfftfreq(n, 1 / rate), rate))
     return h.to(device, torch.complex128 if dtype == torch.float64 else torch.complex64)
 
-
+# %% ../../nbs/02_signal/01_filters.ipynb #bb82143b
 @full_precision
 def sections_filter(x: torch.Tensor, sections: tuple[tuple[float, ...], ...], zero_phase: bool = True,
                     rate: float = EEG_RATE) -> torch.Tensor:

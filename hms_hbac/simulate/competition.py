@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+# %% ../../nbs/04_simulate/04_competition.ipynb #658ce3e8
 from hms_hbac.core import (
     CHANNELS,
     CLASSES,
@@ -260,9 +261,7 @@ def fingerprint(folder: Path | str) -> str:
 
 # %% ../../nbs/04_simulate/04_competition.ipynb #18232520
 def simulate(out: Path | str,   # folder to write
-             patients: int = 60,
-             test_patients: int = 12,
-             seed: int = 0,
+             patients: int = 60, test_patients: int = 12, seed: int = 0,
              workers: int = 2,  # processes
              progress: bool = True,
              **scale: object,   # `recordings_per_patient` and `files` (see `plan`), `strength` (see `render`)

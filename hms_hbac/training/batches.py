@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['example_rows', 'consensus', 'stage_rows', 'one_training', 'epoch_order', 'plan_updates', 'evaluations_of', 'share',
-           'part_weight', 'offer', 'produce', 'Prefetch', 'pinned', 'to_device', 'fill', 'check_room', 'load_shards',
+           'part_weight', 'offer', 'produce', 'Prefetch', 'pinned', 'to_device', 'fill', 'check_memory', 'load_shards',
            'Resident', 'deal']
 
 # %% ../../nbs/08_training/04_batches.ipynb #26d5d096
@@ -174,7 +174,7 @@ def fill(out: torch.Tensor,        # (..., n) float32
     return out
 
 # %% ../../nbs/08_training/04_batches.ipynb #683e5cc4
-def check_room(need: int, device: torch.device | str, spare: int = 2 << 30) -> None:
+def check_memory(need: int, device: torch.device | str, spare: int = 2 << 30) -> None:
     "`HmsError` where a GPU has less than `need` bytes and `spare` for the network free."
     if torch.device(device).type != "cuda": return
     free = torch.cuda.mem_get_info(device)[0]
@@ -191,7 +191,7 @@ def load_shards(recordings: Recordings, device: torch.device | str, kinds: Itera
     wanted = recordings.index[recordings.index.kind.isin(kinds)]
     shards = sorted(set(zip(wanted.kind, wanted.shard, strict=True)))
     maps = {key: map_shard(recordings, *key) for key in shards}
-    check_room(sum(m.nbytes for m in maps.values()), device)
+    check_memory(sum(m.nbytes for m in maps.values()), device)
     return {key: torch.from_numpy(np.array(m)).to(device) for key, m in maps.items()}
 
 # %% ../../nbs/08_training/04_batches.ipynb #9b988fda
@@ -206,7 +206,6 @@ class Resident:
     def start_s(self, id: int) -> float:
         "Second at which the first row of a spectrogram stands."
         return self.recordings.start_s(id)
-
     def window(self, kind: str, id: int, start: int, n: int, out: torch.Tensor) -> torch.Tensor:
         "Fill `out` (..., n) float32 with `n` steps from `start` on, NaN outside the recording."
         out = torch.from_numpy(out) if isinstance(out, np.ndarray) else out

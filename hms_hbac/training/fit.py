@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+# %% ../../nbs/08_training/11_fit.ipynb #5aa2c647
 from ..core import CheckpointError, HmsError, atomic_write, write_json
 from .batches import Prefetch, to_device
 from .checkpoints import FRESH, load_checkpoint, rng_state, save_checkpoint, set_rng_state

@@ -241,8 +241,8 @@ def predict_rows(loop: Loop,
 def in_order(loop: Loop, mine: torch.Tensor, n: int) -> np.ndarray:
     "The answers of all processes, each row once and in order, (n, 6) float64."
     everyone = loop.accelerator.gather(mine).double().cpu().numpy()
-    at, prob = (np.concatenate([deal(np.arange(n), r, loop.processes) for r in range(loop.processes)]),
-                np.empty((n, 6)))
+    at = np.concatenate([deal(np.arange(n), r, loop.processes) for r in range(loop.processes)])
+    prob = np.empty((n, 6))
     prob[at[at >= 0]] = everyone[at >= 0]
     return prob
 

@@ -22,7 +22,6 @@ import numpy as np
 import pandas as pd
 import torch
 
-# %% ../../nbs/08_training/13_run.ipynb #354943a0
 from ..core import CheckpointError, DataError, RecipeError, read_json
 from ..data.competition import Competition, add_folds, events
 from ..data.recordings import Recordings, prepare
@@ -30,6 +29,8 @@ from ..data.windows import blank
 from ..draws import seed_everything
 from ..models.recipe import build, save_recipe
 from ..models.schema import Recipe
+
+# %% ../../nbs/08_training/13_run.ipynb #354943a0
 from .batches import Resident, example_rows, to_device
 from .fit import fit, publish
 from hms_hbac.training.machine import (
@@ -179,13 +180,10 @@ def work(parts: tuple,               # the first six arguments of `make_loop`
 # %% ../../nbs/08_training/13_run.ipynb #e68bcecf
 def train(recipe: Recipe, comp_path: Path | str, runs: Path | str,
           fold: int,                                   # -1: all rows train, none validate
-          cache: Path | str | None = None,             # prepared recordings (default: a folder beside `runs`)
-          resume: bool = True,                         # False: begin again
+          cache: Path | str | None = None, resume: bool = True,     # prepared (default: beside `runs`)
           time_budget: float | str | None = None,      # seconds, or 11h, 90m; its end leaves status `paused`
-          log: bool = True, label_sources: dict | None = None,
-          track: str | None = None,                    # a tracker of Accelerate's
-          without: int | None = None,                  # a second fold to leave out, for nested teachers
-          ) -> Path:
+          log: bool = True, label_sources: dict | None = None, track: str | None = None,   # see `make_loop`
+          without: int | None = None) -> Path:         # a second fold to leave out, for nested teachers
     """Train one fold of a recipe: the path of runs/<recipe>/fold<k>. What is finished is left alone.
 
     `Stopped` after a signal, everything saved; `CheckpointError` where the folder holds another run."""
@@ -202,8 +200,8 @@ def train(recipe: Recipe, comp_path: Path | str, runs: Path | str,
         cache = cache or Path(runs).absolute().parent/"cache"
         recordings = open_run(accelerator, recipe, folder, comp, cache, log)
         budget = None if time_budget is None else seconds(time_budget) - (time.monotonic() - begin)
-        work((accelerator, recipe, recordings, table, folder, identity), notes, label_sources, log, budget,
-             track, comp_path)
+        parts = accelerator, recipe, recordings, table, folder, identity
+        work(parts, notes, label_sources, log, budget, track, comp_path)
     return folder
 
 # %% ../../nbs/08_training/13_run.ipynb #15a953a5

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+# %% ../../nbs/08_training/10_teachers.ipynb #5de5d385
 from ..core import CLASSES, SPEC_STEPS, DataError, RecipeError
 from ..data.recordings import Recordings
 from ..data.windows import WindowDataset

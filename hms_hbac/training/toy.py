@@ -81,8 +81,7 @@ def toy_settings(epochs: int = 3, batch: int = 32, accumulate: int = 1, stages: 
                 evals_per_epoch=2, select_min_votes=10, patience=None,
                 smoothing=SimpleNamespace(eps=0.0, on="shares"),
                 ema=SimpleNamespace(decay=0.9, every=2, after=3, first=None, ramp=.5, skip=0),
-                optimizer=toy_optimizer(),
-                schedule=toy_schedule(),
+                optimizer=toy_optimizer(), schedule=toy_schedule(),
                 speed=SimpleNamespace(compile=None, channels_last=False, fused=False, resident=False))
     stages = [{}, {"name": "sure", "min_votes": 10}] if stages is None else stages
     return SimpleNamespace(**(keys | over),

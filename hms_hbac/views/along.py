@@ -23,7 +23,7 @@ def stacked(x: torch.Tensor, starts: np.ndarray, n: int) -> torch.Tensor:
     "Stretches of `n` samples of (C, T) that begin at `starts`: (B, C, n)."
     return torch.stack([x[:, int(s):int(s) + n] for s in starts])
 
-
+# %% ../../nbs/05_views/09_along.ipynb #43a28238
 class Overlap:
     """Windows of `n` samples of a signal (C, T), each as `draw` draws it alone; of these first .. last.
 

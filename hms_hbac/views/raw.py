@@ -123,7 +123,6 @@ class LeftRight(View):
     left signals, 10 right, then 20 qualities; unit 32 µV, above `low` Hz (second-order, both ways). Places
     in both halves: lateral chain, parasagittal chain, midline. Filters see `MARGIN` s more on both sides."""
     reads = ("eeg",)
-
     def __init__(self, samples: int = 512, stride: int = 5, low: float = .5):
         super().__init__(samples=samples, stride=stride, low=low)
         self.names = [montage("banana").labels[i] for i in LEFT + RIGHT]

@@ -195,18 +195,18 @@ class CropPad(Around):
         super().__init__(images(view)[0], height=height, width=width, random=random)
         self.shape = (view.shape[0], height, width)
         self.top, self.left = (view.shape[1] - height) // 2, (view.shape[2] - width) // 2
-        self.room = view.shape[2] - width
+        self.slack = view.shape[2] - width
 
     def tiles(self, window: int = 0) -> list[Tile]:
         tiles, left = self.view.tiles(window), self.left
-        if self.random and window is None and self.room > 0: tiles, left = anywhere(self.view, self.width), 0
+        if self.random and window is None and self.slack > 0: tiles, left = anywhere(self.view, self.width), 0
         return cropped(tiles, self.top, left, self.height, self.width)
 
     def forward(self, batch: dict) -> torch.Tensor:
         (_, h, w), x = self.view.shape, self.view.forward(batch)
         x = F.pad(x, (0, 0, -self.top, self.height - h + self.top))
-        if self.random and self.training and self.room > 0:
-            return take(x, random_start(batch, self.room, x), self.width)
+        if self.random and self.training and self.slack > 0:
+            return take(x, random_start(batch, self.slack, x), self.width)
         return F.pad(x, (-self.left, self.width - w + self.left))
 
 # %% ../../nbs/05_views/02_transforms.ipynb #12859f32
@@ -217,14 +217,14 @@ class SlidingWindows(Around):
 
     def __init__(self, view: View, width: int = 256, step: int = 128):
         super().__init__(view, width=width, step=step)
-        self.room = view.shape[-1] - width
+        self.slack = view.shape[-1] - width
         if not isinstance(step, int) or step < 1:
             raise RecipeError(f"windows every {step} columns", where="SlidingWindows",
                               cure="a step of 1 and more")
-        if self.room < 0:
+        if self.slack < 0:
             raise RecipeError(f"a window of {width} columns is wider than {view!r}", where="SlidingWindows",
                               cure="a smaller width")
-        self.shape, self.windows = (*view.shape[:-1], width), 1 + -(-self.room // step)
+        self.shape, self.windows = (*view.shape[:-1], width), 1 + -(-self.slack // step)
 
     def tiles(self, window: int = 0) -> list[Tile]:
         if window is None: return anywhere(self.view, self.width)
@@ -232,6 +232,6 @@ class SlidingWindows(Around):
 
     def forward(self, batch: dict) -> torch.Tensor:
         x = self.view.forward(batch)
-        if self.training: return take(x, random_start(batch, self.room, x), self.width)
-        x = F.pad(x, (0, (self.windows - 1) * self.step - self.room))
+        if self.training: return take(x, random_start(batch, self.slack, x), self.width)
+        x = F.pad(x, (0, (self.windows - 1) * self.step - self.slack))
         return x.unfold(-1, self.width, self.step).movedim(-2, 1)

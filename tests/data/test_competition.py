@@ -10,7 +10,7 @@ from toy_files import eeg_table, spec_table
 from hms_hbac.core import CLASSES, VOTES, DataError
 from hms_hbac.data.check import check
 from hms_hbac.data.competition import Competition, add_folds, events
-from hms_hbac.data.files import cut_eeg, cut_spectrogram
+from hms_hbac.data.files import cut, cut_spectrogram
 
 
 def train_table():
@@ -246,12 +246,11 @@ def test_offsets_beyond_the_recording(folder):
         "train_spectrograms/6.parquet: the window at offset 42 s ends after the recording (640 s)",
     ]
     x = Competition(folder).read_eeg(10).signal
-    window = cut_eeg(x, 20 * 200)
+    window = cut(x, 20 * 200, 10_000)
     assert window.shape == (20, 10_000) and np.isnan(window[:, 8_000:]).all()
     np.testing.assert_array_equal(window[:, :8_000], x[:, 4_000:])
-    assert (
-        np.isnan(cut_eeg(x, 60 * 200)).all() and np.isnan(cut_spectrogram(x.reshape(4, 5, -1), 10**9)).all()
-    )
+    assert np.isnan(cut(x, 60 * 200, 10_000)).all()
+    assert np.isnan(cut_spectrogram(x.reshape(4, 5, -1), 10**9)).all()
 
 
 def test_files_that_are_no_recording_are_named(folder):

@@ -1,4 +1,4 @@
-"""The spectrogram room on real recordings (HMS_REAL) and on simulated ones."""
+"""The host's spectrogram on real recordings (HMS_REAL) and on simulated ones."""
 import warnings
 
 import numpy as np
