@@ -116,7 +116,7 @@ def read_scale(header: Header, i: int) -> Scale:
 ONSET = re.compile(rb"^\s*([+-]\d+(?:\.\d+)?)")
 
 
-def onsets(path: Path, header: Header, start: int, record: int, count: int, at: int, size: int) -> np.ndarray:
+def onsets(path: Path, start: int, record: int, count: int, at: int, size: int) -> np.ndarray:
     "Times (count,) in s of the records, from the annotations at byte `at` of each; NaN: unreadable."
     out = np.full(count, np.nan)
     with open(path, "rb") as f:
@@ -196,7 +196,7 @@ def timeline(self: EdfFile) -> np.ndarray | None:
     kind = self.header.kind
     if not at: raise DataError(f"{kind}+D without annotations", where=self.path, cure="export it as EDF+C")
     size = self.counts[at[0]] * self.header.width
-    times = onsets(self.path, self.header, self.start, self.record, self.records, self.begins[at[0]], size)
+    times = onsets(self.path, self.start, self.record, self.records, self.begins[at[0]], size)
     gaps = pauses(times, self.header.seconds, self.path)
     if not len(gaps): return None
     what = f"{kind}+D: interrupted {len(gaps)} times, {gaps.sum():g} s are missing"

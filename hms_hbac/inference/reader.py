@@ -99,7 +99,7 @@ def is_simulated(told: dict) -> bool | None:
     return (place/".simulation.json").is_file() if told.get("data_path") and place.is_dir() else None
 
 
-def about_models(crew: Crew, folders: list) -> list:
+def about_models(folders: list) -> list:
     "For each run folder: its recipe, a hash of its weights, and what its manifest says of its training."
     out = []
     for folder in folders:
@@ -218,7 +218,7 @@ class Reader:
         weights, how, unmatched = blend_of(weights, crew.groups)
         self.step, self.notch, self.gaps, self.tta = step, notch, gaps, tta
         self.setup = Setup(crew, weights, how, threshold, batch_size, lost + unmatched + crew.lost)
-        self.models = about_models(crew, list(find_runs(runs)))
+        self.models = about_models(list(find_runs(runs)))
         sliding.window_starts(10**6, step)
 
 # %% ../../nbs/09_inference/10_reader.ipynb #26c49825
