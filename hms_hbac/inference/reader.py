@@ -157,11 +157,10 @@ def piece_maker(setup: Setup, stream: Stream, starts: np.ndarray, rows: sliding.
         (number, windows, _), a = job
         if last.get("number") != number:
             piece = sliding.read_piece(stream, starts, windows.start, windows.stop, recorded)
-            at = piece.starts - piece.begin
-            last.update(number=number, piece=piece, draw=sliding.drawers(setup.crew, piece.eeg, at))
-        some = range(a, min(a + setup.batch_size, len(windows)))
-        piece, draw = last["piece"], last["draw"]
-        return piece, sliding.piece_batch(piece, rows, some, setup.eeg(draw), setup.steps, draw)
+            draw = sliding.drawers(setup.crew, piece.eeg, piece.starts - piece.begin)
+            last.update(number=number, piece=piece, draw=draw)
+        some, draw = range(a, min(a + setup.batch_size, len(windows))), last["draw"]
+        return last["piece"], sliding.piece_batch(last["piece"], rows, some, setup.eeg(draw), setup.steps, draw)
     return make
 
 # %% ../../nbs/09_inference/10_reader.ipynb #be42010a
