@@ -159,8 +159,8 @@ def piece_maker(setup: Setup, stream: Stream, starts: np.ndarray, rows: sliding.
             piece = sliding.read_piece(stream, starts, windows.start, windows.stop, recorded)
             draw = sliding.drawers(setup.crew, piece.eeg, piece.starts - piece.begin)
             last.update(number=number, piece=piece, draw=draw)
-        some, draw = range(a, min(a + setup.batch_size, len(windows))), last["draw"]
-        return last["piece"], sliding.piece_batch(last["piece"], rows, some, setup.eeg(draw), setup.steps, draw)
+        some, piece = range(a, min(a + setup.batch_size, len(windows))), last["piece"]
+        return piece, sliding.piece_batch(piece, rows, some, setup.eeg(last["draw"]), setup.steps, last["draw"])
     return make
 
 # %% ../../nbs/09_inference/10_reader.ipynb #be42010a
