@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Setup', 'answer_table', 'answer_piece', 'stream_print', 'is_simulated', 'about_models', 'save_piece', 'load_piece',
-           'Reading', 'piece_maker', 'read_pieces', 'preset_runs', 'Reader', 'identity', 'claim', 'readable', 'answer',
-           'gather', 'read']
+           'Reading', 'read_pieces', 'preset_runs', 'Reader', 'identity', 'claim', 'readable', 'answer', 'gather',
+           'read']
 
 # %% ../../nbs/09_inference/10_reader.ipynb #391361f4
 import hashlib
@@ -149,20 +149,6 @@ class Reading:
         "(windows,) bool: answered, and not a bad stretch."
         return np.isfinite(self.prob).all(1) & ~self.table.bad.to_numpy(bool)
 
-# %% ../../nbs/09_inference/10_reader.ipynb #c77a0f55
-def piece_maker(setup: Setup, stream: Stream, starts: np.ndarray, rows: sliding.Rows) -> Callable:
-    "A function of ((number, windows, end), a): a piece, which is kept, and its batch from window `a` on."
-    recorded, last = np.array([c not in stream.plan.missing for c in CHANNELS[:19]]), {}
-    def make(job):
-        (number, windows, _), a = job
-        if last.get("number") != number:
-            piece = sliding.read_piece(stream, starts, windows.start, windows.stop, recorded)
-            draw = sliding.drawers(setup.crew, piece.eeg, piece.starts - piece.begin)
-            last.update(number=number, piece=piece, draw=draw)
-        some, piece = range(a, min(a + setup.batch_size, len(windows))), last["piece"]
-        return piece, sliding.piece_batch(piece, rows, some, setup.eeg(last["draw"]), setup.steps, last["draw"])
-    return make
-
 # %% ../../nbs/09_inference/10_reader.ipynb #be42010a
 def read_pieces(setup: Setup, stream: Stream, starts: np.ndarray,
                 todo: list,          # (number of the piece, its windows, whether it is the last)
@@ -170,9 +156,18 @@ def read_pieces(setup: Setup, stream: Stream, starts: np.ndarray,
                 bar: object,         # of tqdm
                 ) -> None:
     "Read and answer the pieces `todo`, one after the other."
-    rows = sliding.Rows(stream)
+    recorded = np.array([c not in stream.plan.missing for c in CHANNELS[:19]])
+    rows, last = sliding.Rows(stream), {}
     def chunks(windows): return range(0, len(windows), setup.batch_size)
-    make = piece_maker(setup, stream, starts, rows)
+    def make(job):
+        (number, windows, _), a = job
+        if last.get("number") != number:
+            piece = sliding.read_piece(stream, starts, windows.start, windows.stop, recorded)
+            at = piece.starts - piece.begin
+            last.update(number=number, piece=piece, draw=sliding.drawers(setup.crew, piece.eeg, at))
+        some = range(a, min(a + setup.batch_size, len(windows)))
+        piece, draw = last["piece"], last["draw"]
+        return piece, sliding.piece_batch(piece, rows, some, setup.eeg(draw), setup.steps, draw)
     reader = Prefetch([(job, a) for job in todo for a in chunks(job[1])], make, depth=2)
     def batches(first, more):
         for _, batch in itertools.chain([first], itertools.islice(reader, more)):
