@@ -36,7 +36,9 @@ def main(
     for path in plugin or []:
         if not path.is_file():
             raise RecipeError("no such file", where=path, cure="--plugin names a Python file")
-        runpy.run_path(str(path))
+        try: runpy.run_path(str(path))
+        except (Exception, SystemExit) as e:
+            raise RecipeError(f"the plugin ends with {type(e).__name__}: {e}", where=path) from e
 
 # %% ../nbs/13_cli.ipynb #bf8b960a
 Comp = Annotated[Path, typer.Argument(help="competition folder: Kaggle's own or a simulated one")]
@@ -150,12 +152,13 @@ def draw_recipes(name: str | None, out: Path, data: Path | None, eeg: int | None
     kinds = (".png", ".pdf", ".svg")
     if out.suffix not in kinds: raise typer.BadParameter(f"--out ends in {', '.join(kinds)}")
     if eeg is not None and data is None: raise typer.BadParameter("--eeg needs --data")
-    from hms_hbac.core import atomic_write
     from hms_hbac.data.competition import Competition
     from hms_hbac.evaluation.compare import compare, folder_window, simulated_window
+    from hms_hbac.inference.outputs import check_output, written
+    check_output(out, inputs=[data])
     window, title = folder_window(Competition(data), eeg) if data else simulated_window()
     fig = compare(window, [name] if name else None, title=title)
-    with atomic_write(out) as tmp: fig.savefig(tmp, format=out.suffix[1:], dpi=80)
+    with written(out) as tmp: fig.savefig(tmp, format=out.suffix[1:], dpi=80)
     print(f"{title}: {out}")
 
 # %% ../nbs/13_cli.ipynb #7e9422db

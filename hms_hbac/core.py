@@ -5,19 +5,23 @@
 # %% auto #0
 __all__ = ['CLASSES', 'CONSENSUS', 'VOTES', 'COMPETITION', 'CHANNELS', 'ELECTRODES', 'PANELS', 'CHAINS', 'POSITIONS',
            'LEFT_RIGHT', 'FRONT_BACK', 'EEG_RATE', 'EEG_SECONDS', 'EEG_SAMPLES', 'LABEL_SECONDS', 'SPEC_STEP',
-           'SPEC_STEPS', 'SPEC_BINS', 'SPEC_FREQUENCIES', 'SURE_VOTES', 'EPSILON', 'LONGEST', 'DEEPEST', 'PLAIN',
-           'swap', 'spectrogram_columns', 'HmsError', 'DataError', 'RecipeError', 'CheckpointError', 'SubmissionError',
-           'KaggleError', 'vote_shares', 'kl_rows', 'atomic_write', 'write_json', 'read_json', 'plain_yaml', 'literal',
-           'combine', 'built', 'parse']
+           'SPEC_STEPS', 'SPEC_BINS', 'SPEC_FREQUENCIES', 'SURE_VOTES', 'EPSILON', 'MOST_BYTES', 'LONGEST', 'DEEPEST',
+           'PLAIN', 'swap', 'spectrogram_columns', 'HmsError', 'DataError', 'RecipeError', 'CheckpointError',
+           'SubmissionError', 'KaggleError', 'vote_shares', 'kl_rows', 'is_stream', 'atomic_write', 'no_link',
+           'open_file', 'plain_text', 'write_json', 'read_json', 'is_ours', 'plain_yaml', 'literal', 'combine', 'built',
+           'parse']
 
 # %% ../nbs/00_core.ipynb #5f00b978
 import ast
+import errno
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -126,12 +130,21 @@ def kl_rows(target: np.ndarray, prob: np.ndarray) -> np.ndarray:
     return np.where(seen, y * np.log(np.where(seen, y, 1) / p), 0).sum(-1)
 
 # %% ../nbs/00_core.ipynb #9bd489d3
+def is_stream(path: Path | str) -> bool:
+    "True for what is written to and never replaced: a character device, a pipe, an open file."
+    if str(path).startswith(("/dev/std", "/dev/fd/", "/proc/")): return os.path.exists(path)
+    try: mode = os.stat(path).st_mode
+    except OSError: return False
+    return stat.S_ISCHR(mode) or stat.S_ISFIFO(mode)
+
+
 @contextmanager
 def atomic_write(path: Path | str) -> Iterator[Path]:
     "Yield a temporary path beside `path`; on success fsync and rename it to `path`, on failure remove it."
     path = Path(path)
-    if path.exists() and not (path.is_file() or path.is_dir()):
+    if is_stream(path) or (path.exists() and not path.is_file() and not path.is_dir()):
         raise HmsError("is a device or a pipe, and would be replaced", where=path, cure="name a file")
+    if path.is_dir(): raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     os.close(fd)
@@ -148,6 +161,33 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
         tmp.unlink(missing_ok=True)
 
 # %% ../nbs/00_core.ipynb #71e19a3d
+MOST_BYTES = 1 << 26                 # of a file that is read whole as text
+
+
+def no_link(path: str, flags: int) -> int:
+    "An `opener` that follows no link and waits for no pipe: for what is written into somebody's folder."
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
+
+
+def open_file(path: Path | str) -> BinaryIO:
+    "An ordinary file, open for its bytes; `DataError` for a folder, a device, or a pipe (which would wait)."
+    def opener(name, flags): return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+    try: file = open(path, "rb", opener=opener)
+    except IsADirectoryError: raise DataError("is a folder", where=path) from None
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode): return file
+    file.close()
+    raise DataError("is no ordinary file", where=path)
+
+
+def plain_text(path: Path | str,
+               most: int = MOST_BYTES,
+               ) -> str:
+    "The text of an ordinary file, in UTF-8; `DataError` as `open_file`, and for more than `most` bytes."
+    with open_file(path) as f: text = f.read(most + 1)
+    if len(text) > most: raise DataError(f"is larger than {most >> 20} MB", where=path)
+    return text.decode("utf-8")
+
+# %% ../nbs/00_core.ipynb #aa6bffd6
 def write_json(path: Path | str,
                obj: object,  # of dicts, lists, numbers and text, all else becomes text
                ) -> None:
@@ -158,14 +198,26 @@ def write_json(path: Path | str,
 
 def read_json(path: Path | str) -> object:
     "Read a JSON file; a `DataError` names a missing or broken one."
-    if Path(path).exists() and not Path(path).is_file():
-        raise DataError("is no file", where=path)                   # a pipe would be waited for
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(plain_text(path))
     except FileNotFoundError:
         raise DataError("no such file", where=path) from None
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise DataError(f"not valid JSON ({e})", where=path) from None
+
+# %% ../nbs/00_core.ipynb #d0127aee
+def is_ours(out: Path | str,
+            mark: str | None,            # the file that the command leaves there; None: none
+            what: str,                   # what that file shows, as in "holds no cache"
+            spared: tuple = (),          # beginnings of names that do not count
+            ) -> bool:
+    "True where the folder `out` holds `mark`, False where it is new or empty; `DataError` for any other."
+    out, cure = Path(out), "name a new or an empty folder"
+    if not os.path.lexists(out): return False
+    if not out.is_dir(): raise DataError("is no folder", where=out, cure=cure)
+    if mark and (out/mark).is_file(): return True
+    if all(p.name.startswith(spared) for p in out.iterdir()): return False
+    raise DataError(f"is not empty and holds no {what}", where=out, cure=cure)
 
 # %% ../nbs/00_core.ipynb #236e16e9
 def plain_yaml(text: str, where: Path | str) -> object:

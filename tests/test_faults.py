@@ -298,10 +298,118 @@ def metadata(root):
     check()
 
 
-@pytest.mark.parametrize("thrown", [overrides, recipes, manifests, layouts, metadata])
+# arguments of every command, from the outside: those that ask a server, or work for minutes, are left out
+LEFT_OUT = {"demo", "simulate", "kaggle wheel", "kaggle rehearse", "kaggle wait", "kaggle fetch",
+            "kaggle submit"}
+PLACES = ["", ".", "..", "comp", "runs", "runs/panels_b0", "runs/panels_b0/fold0", "folder", "no/such",
+          "x" * 300, "loop", "pipe", "pipe.csv", "pipe.edf", "pipe.parquet", "pipe.yaml", "/dev/null",
+          "/dev/full", "\udcff", "note.txt", "note.txt/x", "w.yaml", "votes.csv", "s.csv", "s.csv=2",
+          "new.csv", "new.html", "new", "new.png"]
+OTHER = ["panels_b0", "0", "-1", "1", "3", "nan", "inf", "1e308", "9" * 30, "0,1", "0.5", "1h", "flip_lr",
+         "cpu", "full", "demo", "david", "tcp://127.0.0.1:1", "a=b", "batch_size=3", "--help"]
+WORDS = st.sampled_from(PLACES + OTHER)
+
+
+def all_commands(group, path=()):
+    "{path: command} of a group and those in it."
+    found = {}
+    for name, c in group.commands.items():
+        found |= all_commands(c, (*path, name)) if hasattr(c, "commands") else {(*path, name): c}
+    return found
+
+
+class Hangs(BaseException):
+    "A command that does not end."
+
+
+def hangs(number, frame): raise Hangs
+
+
+def crowded_place(folder):
+    "`foreign_place`, with votes, weights, submissions, pipes, a link to itself, and notes."
+    foreign_place(folder)
+    names = ",".join(f"{c}_vote" for c in ("seizure", "lpd", "gpd", "lrda", "grda", "other"))
+    rows = "".join(f"{i},3,2,{i},4,5,6\n" for i in range(9))
+    (folder / "comp/test.csv").write_text("spectrogram_id,eeg_id,patient_id\n1,1,1\n")
+    (folder / "votes.csv").write_text(f"patient_id,{names}\n{rows}")
+    (folder / "s.csv").write_text(f"eeg_id,{names}\n1,.1,.1,.1,.1,.1,.5\n")
+    (folder / "w.yaml").write_text("weights: {panels_b0: 1}\n")
+    (folder / "note.txt").write_text("mine")
+    (folder / "folder").mkdir()
+    for name in ("pipe", "pipe.csv", "pipe.edf", "pipe.parquet", "pipe.yaml"): os.mkfifo(folder / name)
+    (folder / "loop").symlink_to("loop")
+    return folder
+
+
+def arguments(root):
+    import typer
+
+    from hms_hbac.cli import app
+    every = {k: c for k, c in all_commands(typer.main.get_command(app)).items()
+             if " ".join(k) not in LEFT_OUT and k[-1] != "push"}
+    signal.signal(signal.SIGALRM, hangs)
+
+    @FEW
+    @given(st.sampled_from(sorted(every)), st.data())
+    def check(path, data):
+        "What was there stays as it was, but for what --out names, and that is never something that is read."
+        place = crowded_place(made(root))
+        args, options = list(path), [p for p in every[path].params if p.name != "help"]
+        for p in options:
+            flag = getattr(p, "is_flag", False)
+            if p.param_type_name == "option" and not p.required and data.draw(st.booleans()): continue
+            if p.param_type_name == "option": args.append(max(p.opts, key=len))
+            if not flag: args.append(data.draw(WORDS))
+        if path == ("recipes",): args.append("--no-parameters")     # counting builds every network
+        before = tree(place)
+        signal.alarm(int(os.environ.get("HMS_PATIENCE", 100)))
+        try: command(*args, place=place)
+        except Hangs: raise AssertionError(f"no end: {args}") from None
+        finally: signal.alarm(0)
+        mine = ("new", "folder", "s", "note.txt", "votes.csv", "w.yaml", "runs/panels_b0/fold0/.lock")
+        kept = {k: v for k, v in before.items() if not k.startswith(mine) or "--out" not in args}
+        after = tree(place)
+        assert {k: after.get(k) for k in kept} == kept, args
+    check()
+
+
+CELL = st.sampled_from(["0", "1", "2", "7", "-1", "1.5", "nan", "", "x", "1e308", "9" * 25, "Other", "'"])
+HEAD = ("eeg_id eeg_sub_id eeg_label_offset_seconds spectrogram_id spectrogram_sub_id "
+        "spectrogram_label_offset_seconds label_id patient_id expert_consensus").split()
+
+
+def tables(root):
+    @FEW
+    @given(st.lists(st.lists(CELL, min_size=15, max_size=15), max_size=6), st.integers(0, 15), JSON)
+    def check(rows, cut, odd):
+        "Tables with anything in their cells: competition, out-of-fold, history, votes."
+        import pandas as pd
+        place = crowded_place(made(root))
+        votes = [f"{c}_vote" for c in ("seizure", "lpd", "gpd", "lrda", "grda", "other")]
+        text = "\n".join(",".join(r[:cut]) for r in [[*HEAD, *votes], *rows])
+        for name in ("comp/train.csv", "comp/test.csv", "votes.csv"): (place / name).write_text(text)
+        columns = ["event_id", "eeg_id", "patient_id", "fold", "n_votes", *votes,
+                   *(v.removesuffix("_vote") for v in votes)][:cut]
+        frame = pd.DataFrame([(r * 2)[:len(columns)] for r in rows], columns=columns, dtype=object)
+        frame = frame.apply(pd.to_numeric, errors="coerce") if cut % 2 else frame.astype(str)
+        fold = place / "runs/panels_b0/fold0"
+        frame.to_parquet(fold / "oof.parquet")
+        (fold / "history.csv").write_text(str(odd))
+        before = tree(place)
+        for args in (["check", "comp"], ["runs", "runs"], ["votes", "score", "votes.csv"],
+                     ["fit-weights", "runs", "--out", "new.yaml", "--min-votes", "1"],
+                     ["check-submission", "s.csv", "--data", "comp"],
+                     ["ensemble", "s.csv", "--data", "comp", "--out", "new.csv"]):
+            command(*args, place=place)
+        after = tree(place)
+        assert {k: after.get(k) for k in before} == before
+    check()
+
+
+@pytest.mark.parametrize("thrown", [overrides, recipes, manifests, layouts, metadata, arguments, tables])
 def test_random(tmp_path, thrown):
-    "Recipes, overrides, expressions, manifests, layouts and metadata that nobody would write."
-    apart(thrown, tmp_path, seconds=280)
+    "Recipes, overrides, manifests, layouts, metadata, arguments and tables that nobody would write."
+    apart(thrown, tmp_path, seconds=280 if not FUZZ else 20 * FUZZ)
 
 
 # the disk is full, the folder is read-only

@@ -22,7 +22,15 @@ import numpy as np
 import pandas as pd
 
 from ..core import CLASSES, CONSENSUS, VOTES, DataError
-from .files import Recording, Spectrogram, file_id, read_eeg, read_spectrogram, sample_crc
+from hms_hbac.data.files import (
+    Recording,
+    Spectrogram,
+    file_id,
+    read_eeg,
+    read_spectrogram,
+    sample_crc,
+    text_fault,
+)
 
 # %% ../../nbs/03_data/02_competition.ipynb #a64408ca
 class Fault(NamedTuple):
@@ -80,7 +88,9 @@ def row_faults(raw: pd.DataFrame, file: str) -> list[Fault]:
 def read_train(path: Path | str) -> tuple[pd.DataFrame | None, list[Fault]]:
     "train.csv with checked dtypes (None where that is impossible), and its faults."
     path = Path(path)
-    try: raw = pd.read_csv(path, encoding="utf-8-sig")
+    try:
+        if text_fault(path): raise ValueError(text_fault(path))
+        raw = pd.read_csv(path, encoding="utf-8-sig")
     except (ValueError, OSError, EOFError, zlib.error) as e:      # pandas' own errors are ValueErrors
         reason = (str(e).splitlines() or ["?"])[0]
         what = f"cannot be read as csv ({reason})"

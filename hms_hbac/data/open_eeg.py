@@ -30,6 +30,7 @@ from hms_hbac.core import (
     SPEC_STEPS,
     VOTES,
     DataError,
+    is_ours,
     spectrogram_columns,
 )
 from ..signal.spectrogram import host_spectrogram
@@ -274,8 +275,9 @@ def open_eeg(folder: Path | str,         # with clones of the two repositories
              ) -> tuple[pd.DataFrame, list[DataError]]:
     "Write the competition folder: its table of sources, and why files were left out; `DataError` if all were"
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError("is not empty", where=out, cure="name a folder that does not exist yet")
+    is_ours(out, None, "place for a competition")
+    if Path(folder).resolve() in out.resolve().parents:
+        raise DataError("lies in the folder that is read", where=out, cure="name a folder elsewhere")
     data_folders(Path(folder))                                 # a wrong folder is told before one is made
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=f".{out.name}.") as d:

@@ -28,6 +28,8 @@ from hms_hbac.core import (
     DataError,
     HmsError,
     atomic_write,
+    is_ours,
+    no_link,
     read_json,
     write_json,
 )
@@ -146,15 +148,11 @@ def claim(cache: Path | str, comp: Competition) -> dict:
     "Make or open the cache folder for `comp`: its meta data. `DataError` where it belongs to other files."
     cache, print_now = Path(cache), comp.fingerprint
     cure = "give an empty folder, or delete this one to build it anew"
-    if not (cache/"meta.json").is_file():
-        if cache.exists() and not cache.is_dir(): raise DataError("is no folder", where=cache, cure=cure)
-        if cache.is_dir() and any(not p.name.startswith(".") for p in cache.iterdir()):
-            raise DataError("the folder is not empty and holds no cache", where=cache, cure=cure)
-        meta = {"format": FORMAT, "fingerprint": print_now, "shard": SHARD, "source": str(comp.path)}
-        write_json(cache/"meta.json", meta)
+    meta = {"format": FORMAT, "fingerprint": print_now, "shard": SHARD, "source": str(comp.path)}
+    if not is_ours(cache, "meta.json", "cache", (".lock", ".meta.json.")): write_json(cache/"meta.json", meta)
     meta = read_json(cache/"meta.json")
-    if meta.get("format") != FORMAT:
-        raise DataError(f"cache of format {meta.get('format')}, wanted {FORMAT}", where=cache, cure=cure)
+    told = meta.get("format") if isinstance(meta, dict) else None
+    if told != FORMAT: raise DataError(f"cache of format {told}, wanted {FORMAT}", where=cache, cure=cure)
     if meta["fingerprint"] != print_now:
         what = f"the cache was made from other files than {comp.path} holds now"
         raise DataError(what, where=cache, cure=cure)
@@ -165,7 +163,7 @@ def claim(cache: Path | str, comp: Competition) -> dict:
 def locked(cache: Path | str, log: bool = True) -> Iterator[None]:
     "Hold the cache's lock; where another process holds it, say so (`log`) and wait for it."
     import fcntl
-    with open(Path(cache)/".lock", "a+") as f:
+    with open(Path(cache)/".lock", "a+", opener=no_link) as f:                # it must not lie elsewhere
         try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             f.seek(0)

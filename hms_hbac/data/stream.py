@@ -112,6 +112,7 @@ def find_source(what: object, gaps: bool = False) -> ArraySource | EdfFile:
     path = Path(what)
     if not path.exists(): raise DataError("no such file", where=path, cure="check the path")
     if path.is_dir(): raise DataError("is a folder", where=path, cure="name the files in it")
+    if not path.is_file(): raise DataError("is no ordinary file", where=path, cure="name a file")
     if path.suffix.lower() in (".edf", ".bdf", ".rec"): return EdfFile(path, gaps)
     if path.suffix.lower() != ".parquet": return read_with_mne(path)
     got = read_eeg(path)

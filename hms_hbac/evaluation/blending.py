@@ -285,7 +285,7 @@ def fit_weights(
 
     Fewer than 4 patients per fold: the plain mean, unjudged. `DataError` where no row has enough votes."""
     members, known = sure_members(sources, min_votes)
-    if out is not None: check_output(out)
+    if out is not None: check_output(out, inputs=[sources])
     table, blend, chosen = judge(members, folds, seed, reps, methods)
     method = table.attrs["choice"]
     how = METHODS[method](members.prob, members.target, members.patient)

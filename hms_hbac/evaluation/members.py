@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from ..core import CLASSES, VOTES, DataError
+from ..data.files import read_frame
 from ..inference.pooling import softmax
 from ..training.oof import SURE_VOTES, oof_files, read_file, read_fold
 
@@ -109,7 +110,7 @@ def source_tables(source: Path | str) -> list:
     source = Path(source)
     if source.is_dir(): return folder_tables(source)
     if not source.is_file(): raise DataError("no such file or folder", where=source)
-    frame = read_file(pd.read_parquet if source.suffix == ".parquet" else pd.read_csv, source)
+    frame = read_file(read_frame if source.suffix == ".parquet" else pd.read_csv, source)
     models = [c.removesuffix("__seizure") for c in frame if str(c).endswith("__seizure")]
     if not models: return [(source.stem, one_table(frame, source, list(CLASSES)))]
     check_table(frame, source, [f"{m}__{c}" for m in models for c in CLASSES])

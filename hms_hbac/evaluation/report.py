@@ -197,7 +197,7 @@ def report(
 ) -> Path:
     "Write one self-contained HTML page about a folder of runs; `DataError` where no run is finished."
     found = read_runs(runs)
-    check_output(out)
+    check_output(out, inputs=[runs, data, submission])
     text = page.page("hms_hbac report", lead_line(found),
                      list(sections_of(found, runs, out, data, submission, n_cards)))
     write_text(text, out)

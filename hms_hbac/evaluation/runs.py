@@ -16,7 +16,8 @@ import pandas as pd
 import yaml
 from numpy.typing import ArrayLike
 
-from ..core import CLASSES, VOTES, DataError, kl_rows, plain_yaml, read_json, write_json
+from ..core import CLASSES, VOTES, DataError, kl_rows, plain_text, plain_yaml, read_json, write_json
+from ..data.files import read_frame
 from hms_hbac.training.oof import (
     SURE_VOTES,
     fold_folders,
@@ -51,7 +52,7 @@ def read_recipe_file(folders: Iterable[Path]) -> dict:
     "What the first recipe.yaml of these folders says, a dict (empty where there is none)."
     file = next((p/"recipe.yaml" for p in folders if (p/"recipe.yaml").is_file()), None)
     if file is None: return {}
-    held = read_file(lambda f: plain_yaml(f.read_text(encoding="utf-8"), f), file)
+    held = read_file(lambda f: plain_yaml(plain_text(f), f), file)
     if not isinstance(held, dict): raise DataError("is no recipe", where=file)
     return held
 
@@ -114,7 +115,7 @@ def find_truth(manifests: Iterable[dict], data: Path | str | None = None) -> pd.
     places = [data] if data else sorted({m["data_path"] for m in manifests if m.get("data_path")})
     files = [Path(p)/"truth.parquet" for p in places]
     files = [f for f in files if f.is_file()]
-    return read_file(pd.read_parquet, files[0]) if len(files) == 1 else None
+    return read_file(read_frame, files[0]) if len(files) == 1 else None
 
 
 def sure_mean(kl: np.ndarray, n_votes: ArrayLike) -> float:

@@ -39,7 +39,7 @@ def fit(table: Votes, out: Annotated[Path, typer.Option(help="the mixture to wri
         seed: Annotated[int, typer.Option(min=0)] = 0) -> None:
     """Fit a mixture of Dirichlets to vote counts, tell what it scores on patients left out,
     and write it as YAML."""
-    from hms_hbac.inference.outputs import check_output
+    from hms_hbac.inference.outputs import check_output, written
     from hms_hbac.models import votes
     counts, patients = votes.read_votes(table)
     check_output(out, inputs=[table])
@@ -52,7 +52,7 @@ def fit(table: Votes, out: Annotated[Path, typer.Option(help="the mixture to wri
         scored = votes.heldout_votes(counts, patients, folds, seed, kinds=kinds, min_votes=min_votes)
         print_scores(scored, patients)
         about["held_out"] = {f"kl_k{k}": round(float(v[1].mean()), 4) for k, v in scored.items() if len(v[1])}
-    votes.write_mixture(mixture._replace(about=about), out)
+    with written(out) as tmp: votes.write_mixture(mixture._replace(about=about), tmp)
     print(f"mixture in {out}")
 
 # %% ../../nbs/10_evaluation/13_votes_commands.ipynb #067ee392

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..core import VOTES, HmsError, SubmissionError
+from ..core import VOTES, HmsError, SubmissionError, is_stream
 from ..data.competition import Competition
-from .outputs import check_output, prior_of, report_row, summary, write_outputs
+from .outputs import check_output, prior_of, report_path, report_row, summary, write_outputs
 from .pooling import checked_weights, pool
 from .rows import plain_id, test_ids
 
@@ -132,7 +132,8 @@ def ensemble(members: dict,                    # {submission file: weight}
     names = short_names(members)
     weights = checked_weights({names[p]: w for p, w in members.items()})
     ids = test_ids(comp) if comp is not None else None
-    check_output(out, len(ids or ()), members)
+    given = [list(members), getattr(comp, "path", comp)]
+    check_output(out, len(ids or ()), given, [] if is_stream(out) else [report_path(out)])
     frames, report, faults = gather({names[p]: p for p in members})
     if not frames and comp is None:
         raise SubmissionError(report[0]["reason"], where=report[0]["member"], cure="no member could be read")

@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 from numpy.typing import ArrayLike
 
-from ..core import RecipeError, SubmissionError, plain_yaml
+from ..core import DataError, RecipeError, SubmissionError, plain_text, plain_yaml
 
 # %% ../../nbs/09_inference/03_pooling.ipynb #6024e8c6
 FLOOR = 1e-7       # below this a probability is not distinguished from zero when logarithms are taken
@@ -75,7 +75,7 @@ def read_threshold(source: float | Path | str) -> np.ndarray:
     except (TypeError, ValueError):
         if not Path(source).is_file():
             raise RecipeError("no number and no file for a threshold", where=source, cure=cure) from None
-        try: doc = plain_yaml(Path(source).read_text(encoding="utf-8"), source)
+        try: doc = plain_yaml(plain_text(source), source)
         except (OSError, ValueError, yaml.YAMLError): doc = None
         value = doc.get("threshold") if isinstance(doc, dict) else None
     values = value if isinstance(value, list) and len(value) == 6 else [value]
@@ -112,10 +112,10 @@ def read_weights(path: str | os.PathLike) -> dict:
     "A file of `fit-weights` as a dict with `weights` {member: float} and `how`; `RecipeError` if it is none."
     cure = "write it with fit-weights"
     path = Path(path)
-    if path.exists() and not path.is_file(): raise RecipeError("is no file", where=path, cure=cure)
-    try: doc = plain_yaml(path.read_text(encoding="utf-8"), path)
+    try: doc = plain_yaml(plain_text(path), path)
     except FileNotFoundError: raise RecipeError("no such file", where=path, cure=cure) from None
     except OSError as e: raise RecipeError(f"cannot be read ({e.strerror})", where=path, cure=cure) from None
+    except DataError as e: raise RecipeError(e.what, where=path, cure=cure) from None
     except (RecipeError, yaml.YAMLError, ValueError) as e:
         why = str(getattr(e, "what", e))[:200]
         raise RecipeError(f"not readable as YAML ({why})", where=path, cure=cure) from None

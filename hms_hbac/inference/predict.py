@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['usable', 'for_member', 'logits', 'answer', 'answer_in_parts', 'Answers', 'add_batch', 'remarks', 'predict_table',
-           'unmatched', 'finish', 'uncertainty_path', 'uncertainty_table', 'blend_of', 'say', 'predict']
+           'unmatched', 'finish', 'uncertainty_path', 'uncertainty_table', 'blend_of', 'say', 'other_tables', 'predict']
 
 # %% ../../nbs/09_inference/06_predict.ipynb #57b4e32d
 from collections.abc import Iterable
@@ -17,11 +17,20 @@ import pandas as pd
 import torch
 from numpy.typing import ArrayLike
 
-from ..core import CLASSES, SPEC_STEPS, VOTES, RecipeError
+from ..core import CLASSES, SPEC_STEPS, VOTES, RecipeError, SubmissionError, is_stream
 from ..data.competition import Competition
 from ..data.windows import FolderSource
 from .members import Crew, Member, load_crew
-from .outputs import check_output, prior_of, report_row, summary, write_outputs, write_table
+from hms_hbac.inference.outputs import (
+    beside,
+    check_output,
+    prior_of,
+    report_path,
+    report_row,
+    summary,
+    write_outputs,
+    write_table,
+)
 from .pooling import class_sets, disagreement, entropy, pool, read_threshold, read_weights
 from .rows import read_slots, reason, test_ids
 from ..training.batches import Prefetch, to_device
@@ -198,7 +207,7 @@ def finish(answers: Answers, comp: Competition,
 # %% ../../nbs/09_inference/06_predict.ipynb #06b7cfed
 def uncertainty_path(out: Path | str) -> Path:
     "Where the second table lies: beside `out`, and called after it."
-    return Path(out).with_name(f"{Path(out).stem}_uncertainty.csv")
+    return beside(out, "uncertainty")
 
 
 def uncertainty_table(answers: Answers, ids: list, prob: np.ndarray,
@@ -234,6 +243,13 @@ def say(report: list, rows: int, members: list) -> None:
     if not members:
         print("WARNING: NO MEMBER COULD BE LOADED. Every row holds the prior; do not submit this file.")
 
+# %% ../../nbs/09_inference/06_predict.ipynb #4ec64188
+def other_tables(out: Path | str, second: bool) -> list[Path]:
+    "Report and second table of an output; `SubmissionError` where a device should have a `second` one."
+    if not is_stream(out): return [report_path(out), *([uncertainty_path(out)] if second else [])]
+    if not second: return []
+    raise SubmissionError("is a device, beside which no second table can lie", where=out, cure="name a file")
+
 # %% ../../nbs/09_inference/06_predict.ipynb #9f4e05a3
 def predict(runs: Path | str | Iterable | Crew,        # run, recipe or runs folders, or a loaded `Crew`
             comp_path: Competition | Path | str,
@@ -249,14 +265,15 @@ def predict(runs: Path | str | Iterable | Crew,        # run, recipe or runs fol
     `DataError` without a test.csv, `SubmissionError` where `out` cannot be written, before any work."""
     comp = comp_path if isinstance(comp_path, Competition) else Competition(comp_path)
     ids, threshold = test_ids(comp), None if sets is None else read_threshold(sets)
-    check_output(out, len(ids), [comp.path/"test.csv"])
+    if not isinstance(runs, (str, Path, Crew)): runs = list(runs)
+    others = other_tables(out, uncertainty or sets is not None)
+    check_output(out, len(ids), [runs, comp.path, weights, sets], others)
     blend_of(weights, [])                                             # a broken file is refused now
     crew = runs if isinstance(runs, Crew) else load_crew(runs, tta, device)
     weights, how, lost = blend_of(weights, crew.groups)
     answers = predict_table(crew, comp, batch_size, progress)
     prob, report = finish(answers, comp, weights, how, crew.lost + lost, crew.prior())
     write_outputs(ids, prob, report, out)
-    if uncertainty or sets is not None:
-        write_table(uncertainty_table(answers, ids, prob, weights, threshold), uncertainty_path(out))
+    for second in others[1:]: write_table(uncertainty_table(answers, ids, prob, weights, threshold), second)
     say(report, len(ids), crew.members)
     return 3 if report else 0

@@ -16,13 +16,13 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from ..core import HmsError, SubmissionError, read_json, write_json
+from ..core import HmsError, SubmissionError, is_stream, read_json, write_json
 from ..data.competition import Competition
 from .ensemble import gather, lacking
 from .members import find_runs, load_crew
 from hms_hbac.inference.outputs import (
     check_output,
-    is_stream,
+    report_path,
     report_row,
     summary,
     write_outputs,
@@ -121,11 +121,13 @@ def made_of(folder: Path, comp: Competition, tta: str | list | None) -> dict:
 
 
 def reusable(file: Path, made: dict | None) -> bool:
-    "Whether a member's file can be used: it is there, and its note (if it has one) says the same as `made`."
+    """Whether a member's file can be used: it is there, and its note (if it has one) says the same as `made`.
+    What has no note of ours is somebody's own file, and used as it is."""
     note = file.with_suffix(".json")
     if not file.is_file() or made is None or not note.is_file(): return file.is_file()
-    try: return read_json(note) == made
+    try: told = read_json(note)
     except HmsError: return False
+    return told == made or not isinstance(told, dict) or set(told) != set(made)
 
 # %% ../../nbs/09_inference/08_presets.ipynb #589bfd1a
 def predict_members(runs: dict,  # {recipe: folder of its folds}
@@ -201,7 +203,8 @@ def blend_runs(weights: dict | Path | str,        # {recipe: weight}, name of a 
     comp, (weights, how) = Competition(comp_path), recipe_weights(weights)
     beside = Path() if is_stream(out) else Path(out).parent
     folder, ids = Path(folder or beside/f"{Path(out).stem}_members"), test_ids(comp)
-    check_output(out, len(ids), [comp.path/"test.csv", *folder.glob("*.csv")])
+    given = [comp.path, runs, weights, list(folder.glob("*.csv"))]
+    check_output(out, len(ids), given, [] if is_stream(out) else [report_path(out)])
     files, missing = sources(weights, runs, folder, comp, tta)
     absent = absent_members(weights, files, missing, f"no run in {runs} and no file in {folder}")
     print(f"{len(files)} members from {folder}, {len(missing)} to predict, {len(absent)} missing")

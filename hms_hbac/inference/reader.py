@@ -27,6 +27,7 @@ from hms_hbac.core import (
     DataError,
     HmsError,
     atomic_write,
+    is_ours,
     read_json,
     write_json,
 )
@@ -229,14 +230,12 @@ def claim(out: Path, told: dict) -> Path:
     "The folder of a reading's pieces; `DataError` where `out` holds a reading of something else."
     out.mkdir(parents=True, exist_ok=True)
     note = out/"reading.json"
-    if note.is_file() and read_json(note) != told:
-        differs = [k for k, v in told.items() if read_json(note).get(k) != v]
+    lies = read_json(note) if note.is_file() else told
+    if lies != told:
+        differs = [k for k, v in told.items() if not isinstance(lies, dict) or lies.get(k) != v]
         what = f"holds another reading (its {', '.join(differs)} differ)"
         raise DataError(what, where=out, cure="name another folder, or delete this one")
-    if not note.is_file():
-        if any(not p.name.startswith(".") for p in out.iterdir()):
-            raise DataError("is not empty and holds no reading", where=out, cure="name a new folder")
-        write_json(note, told)
+    if not is_ours(out, note.name, "reading", (".lock", ".reading.json.")): write_json(note, told)
     (out/"pieces").mkdir(exist_ok=True)
     for part in (out/"pieces").glob(".*.part"): part.unlink()
     return out/"pieces"

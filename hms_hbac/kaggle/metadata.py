@@ -153,9 +153,10 @@ def agree_faults(meta: dict) -> list[tuple]:
 # %% ../../nbs/11_kaggle/02_metadata.ipynb #7d27a1dc
 def read_notebook(path: Path) -> tuple:
     "(the notebook as a dict, '') or (None, why it cannot be read)."
-    try: nb = json.loads(path.read_text(encoding="utf-8"))
-    except OSError: return None, f"there is no {path.name}"
-    except (ValueError, RecursionError) as e: return None, f"{path.name} is no notebook ({e})"
+    try: nb = read_json(path)
+    except OSError as e: return None, f"{path.name} cannot be read ({e.strerror})"
+    except HmsError as e:
+        return None, f"{path.name} is no notebook ({e.what})" if path.exists() else f"there is no {path.name}"
     cells = nb.get("cells") if isinstance(nb, dict) else None
     fine = isinstance(cells, list) and all(isinstance(c, dict) for c in cells)
     return (nb, "") if fine else (None, f"{path.name} is no notebook (it has no list of cells)")

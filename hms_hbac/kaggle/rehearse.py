@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['INFERENCE', 'SHARED', 'WAYS', 'snapshot', 'fault_of', 'assignments', 'settings_of', 'expected', 'difference',
-           'submission_faults', 'outcome', 'passed', 'prepare_sources', 'taken', 'run_one', 'run_side_by_side',
-           'share_of_cores', 'rehearse', 'own_difference']
+           'submission_faults', 'outcome', 'passed', 'prepare_sources', 'known_kernels', 'taken', 'run_one',
+           'run_side_by_side', 'share_of_cores', 'rehearse', 'own_difference']
 
 # %% ../../nbs/11_kaggle/10_rehearse.ipynb #983b2d24
 import ast
@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..core import COMPETITION, VOTES, HmsError, read_json, write_json
+from ..core import COMPETITION, VOTES, HmsError, KaggleError, read_json, write_json
+from ..data.competition import Competition
 from ..inference.ensemble import check_submission, ensemble
 from ..inference.members import find_runs
 from ..inference.pooling import read_weights
@@ -164,11 +165,23 @@ def prepare_sources(
     }
 
 # %% ../../nbs/11_kaggle/10_rehearse.ipynb #84c04d9b
+def known_kernels(names: Iterable[str], folder: Path) -> list[str]:
+    "The names of kernels' folders in `folder`; `KaggleError` for any other, a path above all."
+    known = sorted(p.parent.name for p in folder.glob("*/kernel-metadata.json"))
+    strange = [n for n in names if n not in known]
+    if not strange: return list(names)
+    raise KaggleError(f"no kernel {strange[0]!r}", where=folder, cure=f"name some of {', '.join(known)}")
+
+
 def taken(out: Path, names: Iterable[str], inputs: Iterable[Path]) -> None:
     """Claim the rehearsal's folder, and mark what it will hold.
 
     `KaggleError` where it is not ours, or holds an input."""
     mine = claim(out, "rehearse", inputs)
+    foreign = [n for n in (*SHARED, *names) if n not in mine and os.path.lexists(out/n)]
+    if foreign:
+        raise KaggleError(f"{foreign[0]} lies there, and was not made by this command", where=out,
+                          cure="move it away first, or name another folder with --out")
     out.mkdir(parents=True, exist_ok=True)
     write_json(out/MARK, {"kind": "rehearse", "files": sorted({*mine, *SHARED, *names})})
 
@@ -221,8 +234,12 @@ def rehearse(
     folder, attach = Path(folder or find_repository()/"kaggle_kernels"), attach or {}
     out, data = Path(out).resolve(), Path(data).resolve()
     isolate = can_isolate() if isolate is None else isolate
+    kernels, inputs = known_kernels(kernels, folder), (data, folder, runs, wheel, *attach.values())
+    inputs = [p for p in inputs if p is not None]
+    claim(out, "rehearse", inputs)
+    Competition(data), seconds(time_limit)                   # a mistyped argument is told before the work
     print(WAYS[isolate], flush=True)
-    taken(out, kernels, [p for p in (data, folder, runs, wheel, *attach.values()) if p is not None])
+    taken(out, kernels, inputs)
     sources = prepare_sources(out, data, runs, wheel, attach, blend)
     setting = dict(form=form, owner=owner, scale=scale, model=model, time_limit=time_limit, isolate=isolate,
                    disk_limit=disk_limit, env=share_of_cores(workers) | (env or {}))

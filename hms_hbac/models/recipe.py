@@ -8,9 +8,7 @@ __all__ = ['LARGEST', 'DEEPEST', 'BOOL', 'RECIPES', 'SCALES', 'PlainLoader', 're
            'count_parameters', 'without_downloads', 'net_name', 'recipe_table']
 
 # %% ../../nbs/07_models/11_recipe.ipynb #2827f539
-import os
 import re
-import stat
 from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
@@ -20,7 +18,7 @@ import torch
 import yaml
 
 from ..augment.mixing import augment
-from ..core import EEG_SAMPLES, SPEC_BINS, SPEC_STEPS, RecipeError, atomic_write
+from ..core import EEG_SAMPLES, SPEC_BINS, SPEC_STEPS, DataError, RecipeError, atomic_write, plain_text
 from .image import System
 from .nets import Part, build_net
 from .nets import settled as settled
@@ -85,13 +83,8 @@ def list_recipes() -> list[str]:
 def read_file(path: Path | str) -> str:
     """The text of a recipe file; `RecipeError` for a folder, a device, a link that leads nowhere and a file
     that is far too large."""
-    try:
-        with open(path, "rb", opener=lambda p, flags: os.open(p, flags | getattr(os, "O_NONBLOCK", 0))) as f:
-            if not stat.S_ISREG(os.fstat(f.fileno()).st_mode): raise RecipeError("no plain file", where=path)
-            text = f.read(LARGEST + 1)
-        if len(text) > LARGEST:
-            raise RecipeError(f"larger than {LARGEST >> 20} MB: this is no recipe", where=path)
-        return text.decode("utf-8")
+    try: return plain_text(path, LARGEST)
+    except DataError as e: raise RecipeError(f"{e.what}: this is no recipe", where=path) from None
     except UnicodeDecodeError as e: raise RecipeError(f"not valid YAML ({e})", where=path) from None
     except (FileNotFoundError, NotADirectoryError):
         cure = f"one of {', '.join(list_recipes())}, or a .yaml file"

@@ -21,7 +21,8 @@ import torch
 import yaml
 from scipy.special import gammaln
 
-from ..core import CLASSES, VOTES, DataError, RecipeError, atomic_write, plain_yaml
+from ..core import CLASSES, VOTES, DataError, RecipeError, atomic_write, plain_text, plain_yaml
+from ..data.files import read_frame as parquet_frame
 from ..data.open_eeg import THEIR_CLASSES, load_mat
 from .losses import kl_rows
 
@@ -90,7 +91,7 @@ def read_votes(file: Path | str) -> tuple[np.ndarray, np.ndarray]:
 
 def read_frame(file: Path | str) -> pd.DataFrame:
     "A CSV or parquet file as a DataFrame, or a `DataError` that names it."
-    try: return pd.read_parquet(file) if Path(file).suffix == ".parquet" else pd.read_csv(file)
+    try: return parquet_frame(file) if Path(file).suffix == ".parquet" else pd.read_csv(file)
     except Exception as e:
         raise DataError(f"not readable as a table ({type(e).__name__})", where=file) from None
 
@@ -272,8 +273,7 @@ def write_mixture(mixture: Mixture, out: Path | str) -> None:
 def read_mixture(file: Path | str = None) -> Mixture:
     "A mixture from its YAML file, by default the package's; `RecipeError` if it holds none."
     file, cure = Path(READY if file is None else file), "write it with hms-hbac votes fit"
-    try: doc = plain_yaml(file.read_text(encoding="utf-8"), file)
-    except FileNotFoundError: raise RecipeError("no such file", where=file, cure=cure) from None
+    try: doc = plain_yaml(plain_text(file), file)
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as e:
         raise RecipeError(f"not readable as YAML ({type(e).__name__})", where=file, cure=cure) from None
     try:

@@ -30,6 +30,7 @@ from hms_hbac.core import (
     VOTES,
     DataError,
     atomic_write,
+    is_ours,
     read_json,
     spectrogram_columns,
     write_json,
@@ -243,11 +244,10 @@ def claim(out: Path, settings: dict) -> None:
     "Mark `out` as the home of this simulation, or refuse a folder that holds another one."
     mark = out/".simulation.json"
     settings = {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
-    if mark.exists() and read_json(mark) == settings: return
-    if out.exists() and any(out.iterdir()):
-        raise DataError("the folder is not empty and holds no simulation with these settings", where=out,
+    if is_ours(out, mark.name, "simulation"):
+        if read_json(mark) == settings: return
+        raise DataError("holds a simulation with other settings", where=out,
                         cure="choose a new folder or remove this one")
-    out.mkdir(parents=True, exist_ok=True)
     write_json(mark, settings)
 
 

@@ -193,6 +193,9 @@ def load_weights(model: torch.nn.Module, path: Path | str) -> torch.nn.Module:
     """Load a safetensors file into `model`, every name and shape of it.
 
     `CheckpointError` says what does not fit."""
+    most = sum(t.nbytes for t in model.state_dict().values()) + (1 << 26)
+    if os.path.isfile(path) and os.path.getsize(path) > most:              # which may be holes, and no bytes
+        raise CheckpointError(f"the weights are not this model's: more than {most >> 20} MB", where=path)
     try: weights = load_bytes(Path(path).read_bytes())
     except OSError as e:
         raise CheckpointError(f"cannot read the weights ({e.strerror})", where=path,

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from ..core import CLASSES, DataError, RecipeError, read_json
+from ..data.files import read_frame
 from .oof import oof_files, read_fold, vote_shares
 
 # %% ../../nbs/08_training/02_labels.ipynb #3bdff094
@@ -63,7 +64,7 @@ def read_labels(path: Path | str) -> tuple:
 
     `DataError` where columns are missing or a key stands twice."""
     path = Path(path)
-    try: table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+    try: table = read_frame(path) if path.suffix == ".parquet" else pd.read_csv(path)
     except FileNotFoundError: raise DataError("no such table of labels", where=path) from None
     except (OSError, ValueError) as e:
         raise DataError(f"cannot be read as a table ({str(e)[:200]})", where=path) from None

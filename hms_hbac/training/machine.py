@@ -25,7 +25,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ..core import CheckpointError, RecipeError, read_json
+from ..core import CheckpointError, RecipeError, no_link, read_json
 
 # %% ../../nbs/08_training/06_machine.ipynb #e9bf25a4
 def usable_precision(wanted: str) -> tuple:
@@ -151,7 +151,8 @@ def last_words(folder: Path | str) -> Iterator[None]:
     The file goes when the block ends by itself."""
     path, before = Path(folder)/WORDS, faulthandler.is_enabled()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as file:
+    path.unlink(missing_ok=True)
+    with open(path, "w", opener=no_link) as file:
         faulthandler.enable(file)
         try: yield
         finally:
@@ -180,7 +181,7 @@ def _locked(path):
     "The opened and locked lock file with our name in it, or None where another process holds it."
     import fcntl
     while True:
-        file = open(path, "a+")
+        file = open(path, "a+", opener=no_link)
         try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.close()

@@ -16,6 +16,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from ..core import CLASSES, SURE_VOTES, VOTES, DataError, HmsError, kl_rows, vote_shares
+from ..data.files import read_frame
 
 # %% ../../nbs/08_training/01_oof.ipynb #842e8a2b
 _all_ = ["SURE_VOTES", "vote_shares"]
@@ -27,7 +28,7 @@ def read_file(read: Callable,     # such as `pd.read_csv`
               ) -> Any:
     "`read(file)`, or a `DataError` that names the file."
     try: return read(file)
-    except HmsError: raise
+    except HmsError as e: raise type(e)(e.what, e.where, e.cure or cure) from None
     except Exception as e:
         raise DataError(f"not readable ({type(e).__name__})", where=file, cure=cure) from None
 
@@ -40,7 +41,7 @@ def read_fold(fold: Path | str,                      # its folder, or the file i
               ) -> pd.DataFrame:
     "One fold's table; `DataError` where it lacks a column, or a vote or prediction among them is not finite."
     file = Path(fold) if Path(fold).is_file() else Path(fold)/"oof.parquet"
-    table, cure = read_file(pd.read_parquet, file), "train this fold again with --fresh"
+    table, cure = read_file(read_frame, file), "train this fold again with --fresh"
     lost = [c for c in columns if c not in table]
     if lost: raise DataError(f"no column {', '.join(lost[:6])}", where=file, cure=cure)
     counted = [c for c in columns if c in ("n_votes", *VOTES, *CLASSES)]

@@ -98,12 +98,15 @@ def run_identity(recipe: Recipe, comp: Competition, table: pd.DataFrame, fold: i
 # %% ../../nbs/08_training/12_results.ipynb #1dbf1e7b
 def finished(folder: Path, identity: dict) -> bool:
     "True where `folder` holds this identity's finished run; `CheckpointError` where it holds another's."
-    if not (folder/"manifest.json").exists(): return False
+    model = folder/"model.safetensors"
+    if not (folder/"manifest.json").exists():
+        if not model.exists(): return False
+        raise CheckpointError("holds a model, and no manifest that says whose it is", where=folder,
+                              cure="name another --runs folder, or begin again with --fresh")
     manifest = read_json(folder/"manifest.json")
     if not isinstance(manifest, dict):
         raise CheckpointError("the manifest is not a mapping", where=folder, cure="begin again with --fresh")
     same_run(folder, identity, {k: manifest[k] for k in identity if k in manifest}, "the folder holds")
-    model = folder/"model.safetensors"
     whole = model.is_file() and model.stat().st_size > 0               # else it is written once more
     return manifest.get("status") == "finished" and whole
 

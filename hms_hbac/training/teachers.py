@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 # %% ../../nbs/08_training/10_teachers.ipynb #5de5d385
-from ..core import CLASSES, SPEC_STEPS, DataError, RecipeError
+from ..core import CLASSES, SPEC_STEPS, DataError, RecipeError, plain_text
 from ..data.recordings import Recordings
 from ..data.windows import WindowDataset
 from ..models.image import System
@@ -58,7 +58,7 @@ def lineage(folder: Path | str) -> dict:
 def votes_alone(folder: Path | str) -> bool:
     "True where a run's recipe takes no label from another run."
     path = Path(folder)/"recipe.yaml"
-    held = read_yaml(path.read_text(encoding="utf-8"), path) if path.is_file() else {}
+    held = read_yaml(plain_text(path), path) if path.is_file() else {}
     stages = (held or {}).get("stages", [])
     return not any((s.get("labels") or {}).get("source") in ("pseudo", "distilled") for s in stages)
 

@@ -191,7 +191,7 @@ def test_what_is_no_file_is_named(tmp_path):
     os.mkfifo(tmp_path / "pipe.yaml")
     (tmp_path / "huge.yaml").write_text("view: Panels()\n#" + "x" * (1 << 20))
     (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00view")
-    for name, message in (("folder", "cannot be read"), ("loop", "cannot be read"), ("pipe", "no plain file"),
+    for name, message in (("folder", "is a folder"), ("loop", "cannot be read"), ("pipe", "is no ordinary"),
                           ("huge", "larger than 1 MB"), ("bytes", "not valid YAML"), ("missing",
                                                                                       "no such recipe")):
         with pytest.raises(RecipeError, match=message): load_recipe(tmp_path / f"{name}.yaml")

@@ -55,7 +55,7 @@ def test_summary_and_fingerprint(small, tmp_path):
 
 
 def test_another_simulation_is_refused(small):
-    with pytest.raises(DataError, match="holds no simulation with these settings"):
+    with pytest.raises(DataError, match="holds a simulation with other settings"):
         simulate(small, **SMALL | {"patients": 4})
 
 
