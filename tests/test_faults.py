@@ -118,7 +118,7 @@ def test_nothing_foreign_is_lost_by_a_mistyped_output(place):
     for out in (".", "runs", "runs/panels_b0/fold0", "comp/.."):
         calls += [("kaggle", "weights", "runs", "--out", out), ("kaggle", "wheel", "--alone", "--out", out),
                   ("kaggle", "rehearse", "--data", "comp", "--runs", "runs", "--out", out),
-                  ("simulate", out), ("prepare", "comp", out),
+                  ("simulate", out), ("prepare", "comp", out), ("demo", "--out", out),
                   ("read", "a.edf", "b.edf", "--runs", "runs", "--out", out)]
     answers, before, after = apart(several, place, calls)
     assert all(status == 1 for status, _ in answers), answers
@@ -543,6 +543,82 @@ def test_a_read_only_folder(inputs, tmp_path, name):
 def test_each_fault_of_the_system_has_its_cure(number):
     from hms_hbac.kaggle.console import CURES, fault
     assert CURES[number] in fault(OSError(number, os.strerror(number), "out.csv"))
+
+
+def test_nothing_that_is_read_is_written_over(inputs):
+    "An output that is a table of the competition, a part of a run, or another file that was named."
+    call(inputs, "presets")                                                   # writes w.yaml
+    fold, blend = "runs/one/fold0/", ("ensemble", "--weights", "w.yaml", "--runs", "runs", "--data", "comp")
+    tables = [f"comp/{n}.csv" for n in ("train", "test", "sample_submission")]
+    calls = [("predict", "runs", "--data", "comp", "--out", out) for out in (*tables, fold + "recipe.yaml")]
+    calls += [("predict", "runs", "--data", "comp", "--weights", "w.yaml", "--out", "w.yaml"),
+              (*blend, "--out", "w.yaml"), (*blend, "--out", fold + "model.safetensors"),
+              ("ensemble", "one.csv", "two.csv", "--data", "comp", "--out", "comp/test.csv"),
+              ("report", "runs", "--out", fold + "manifest.json"),
+              ("report", "runs", "--submission", "one.csv", "--out", "one.csv"),
+              ("fit-weights", "runs", "--min-votes", "1", "--out", fold + "oof.parquet")]
+    answers, before, after = apart(several, inputs, calls)
+    assert all(status == 1 and "is one of the inputs" in said for status, said in answers), answers
+    assert after == before
+
+
+def in_turn(place, calls):
+    "(status, said) of each of the `calls`, without a look at the files."
+    return [[command(*args, place=place) for args in calls]]
+
+
+PIPES = [("votes", "score", "votes.csv", "--mixture", "pipe.yaml"), ("recipes", "pipe.yaml"),
+         ("read", "pipe.edf", "--runs", "runs", "--out", "new"), ("prepare", "comp", "new"),
+         ("check-submission", "pipe.csv", "--data", "comp"), ("votes", "fit", "pipe.csv"),
+         ("read", "pipe.parquet", "--runs", "runs", "--out", "new"), ("runs", "pipe"),
+         ("ensemble", "s.csv", "pipe.csv", "--data", "comp", "--out", "new.csv")]
+
+
+def test_pipes_end_at_once(tmp_path):
+    "Nobody writes into them: whoever opened one would wait for ever."
+    place = crowded_place(tmp_path / "place")
+    (place / "comp/train_eegs").mkdir()
+    os.mkfifo(place / "comp/train_eegs/1.parquet")
+    os.mkfifo(place / "comp/train.csv")
+    answers, *_ = apart(in_turn, place, PIPES, seconds=60)
+    assert [status for status, _ in answers] == [1] * (len(PIPES) - 1) + [3], answers
+
+
+def test_a_kernels_name_is_no_path(place):
+    "`kaggle rehearse /a/kernel` built its place over the kernel itself."
+    kernel = place / "kernels/mine"
+    kernel.mkdir(parents=True)
+    (kernel / "kernel-metadata.json").write_text("{}")
+    calls = [("kaggle", "rehearse", name, "--data", "comp") for name in (str(kernel), "../mine", "image")]
+    answers, before, after = apart(several, place, calls)
+    assert all(status == 1 and "no kernel" in said for status, said in answers) and after == before, answers
+
+
+def test_links_in_a_runs_folder_are_not_followed(tmp_path):
+    "A lock and a crash log are written into folders that may come from anywhere."
+    from hms_hbac.core import CheckpointError
+    from hms_hbac.training.machine import hold, last_words
+    (tmp_path / "note.txt").write_text("mine")
+    for name in (".lock", "crash.log"): (tmp_path / name).symlink_to("note.txt")
+    with pytest.raises(CheckpointError, match="cannot be written to"), hold(tmp_path): pass
+    with last_words(tmp_path): pass
+    assert (tmp_path / "note.txt").read_text() == "mine"
+
+
+def printing(full):
+    "`recipes panels_b0` into a device that is full; what it says goes to `full`/said.txt."
+    from hms_hbac.cli import app
+    os.dup2(os.open(full / "said.txt", os.O_CREAT | os.O_WRONLY), 2)
+    os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
+    app(["recipes", "panels_b0"])
+
+
+def test_a_full_disk_behind_the_output_is_told(tmp_path):
+    child, _ = begun(printing, tmp_path)
+    child.join(60)
+    said = (tmp_path / "said.txt").read_text()
+    assert child.exitcode == 1 and "No space left" in said and "Traceback" not in said, said
 
 
 # a signal comes

@@ -200,10 +200,10 @@ def blend_runs(weights: dict | Path | str,        # {recipe: weight}, name of a 
                tta: str | list | None = None, batch_size: int = 32, device: str | None = None,
                progress: bool = True) -> int:
     "Predict missing members and blend all into `out`: 0, or 3 when the report names rows or members."
-    comp, (weights, how) = Competition(comp_path), recipe_weights(weights)
+    comp, named, (weights, how) = Competition(comp_path), weights, recipe_weights(weights)
     beside = Path() if is_stream(out) else Path(out).parent
     folder, ids = Path(folder or beside/f"{Path(out).stem}_members"), test_ids(comp)
-    given = [comp.path, runs, weights, list(folder.glob("*.csv"))]
+    given = [comp.path, runs, named, list(folder.glob("*.csv"))]
     check_output(out, len(ids), given, [] if is_stream(out) else [report_path(out)])
     files, missing = sources(weights, runs, folder, comp, tta)
     absent = absent_members(weights, files, missing, f"no run in {runs} and no file in {folder}")

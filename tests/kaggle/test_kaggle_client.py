@@ -330,6 +330,24 @@ def test_whole_folds_are_swapped(stub, tmp_path, here, there, stays):
     assert [p.name for p in runs.rglob("*") if p.name.startswith(".")] == []
 
 
+def test_what_lies_aside_stays_and_odd_manifests_are_read(stub, tmp_path):
+    "A finished fold here; two others are fetched one after the other, and each lies beside it."
+    stub.kernels[REF], runs = 1, tmp_path / "runs"
+    for name, data in fold("finished", model="here").items():
+        (runs / "panels_b0/fold0").mkdir(parents=True, exist_ok=True)
+        (runs / "panels_b0/fold0" / name).write_bytes(data)
+    for model in ("one", "two", "two"):
+        odd = json.dumps({"status": [], "updates": "many", "recipe_hash": model}).encode()
+        brought = fold("finished", model=model) | {"manifest.json": odd}
+        stub.files = {f"runs/panels_b0/fold0/{n}": d for n, d in brought.items()}
+        stub.pages = [list(stub.files)]
+        assert run("fetch", REF, "--runs", runs).exit_code == 0
+    aside = (tmp_path / "runs-hms-infer-panels/panels_b0").iterdir()
+    models = {p.name: (p / "model.safetensors").read_text() for p in aside}
+    assert models == {"fold0": "one", "fold0-2": "two"}
+    assert (runs / "panels_b0/fold0/model.safetensors").read_text() == "here"
+
+
 def test_fetch_writes_no_hidden_file_and_through_no_link(stub, tmp_path):
     stub.kernels[REF], runs = 1, tmp_path / "runs"
     stub.pages, stub.files = (
@@ -342,6 +360,9 @@ def test_fetch_writes_no_hidden_file_and_through_no_link(stub, tmp_path):
         and "left out .git/hooks/pre-commit" in got.output
         and not list(tmp_path.rglob("pre-commit"))
     )
+    (runs / "notes.txt").write_text("mine")
+    stub.pages, stub.files = [["runs/notes.txt"]], {"runs/notes.txt": b"theirs"}
+    assert run("fetch", REF, "--runs", runs).exit_code == 0 and (runs / "notes.txt").read_text() == "mine"
     (tmp_path / "elsewhere").mkdir()
     (runs / "panels_b0").symlink_to(tmp_path / "elsewhere")
     stub.pages, stub.files = (
