@@ -13,11 +13,11 @@ from typing import Annotated
 
 import typer
 
-from .core import SURE_VOTES, RecipeError
+from .core import SURE_VOTES
 from .evaluation.read_command import read
 from .evaluation.votes_commands import votes_app
 from .kaggle.commands import kaggle_app
-from .kaggle.console import command_group, member_weight, numbers
+from .kaggle.console import command_group, member_weight, numbers, run_plugin
 
 # %% ../nbs/13_cli.ipynb #1cccb868
 app = command_group(
@@ -32,13 +32,7 @@ def main(
     debug: Annotated[bool, typer.Option("--debug", help="show the traceback; anywhere on the line")] = False,
 ) -> None:
     "HMS - Harmful Brain Activity Classification: simulate, train, predict, ensemble, submit."
-    import runpy
-    for path in plugin or []:
-        if not path.is_file():
-            raise RecipeError("no such file", where=path, cure="--plugin names a Python file")
-        try: runpy.run_path(str(path))
-        except (Exception, SystemExit) as e:
-            raise RecipeError(f"the plugin ends with {type(e).__name__}: {e}", where=path) from e
+    for path in plugin or []: run_plugin(path)
 
 # %% ../nbs/13_cli.ipynb #bf8b960a
 Comp = Annotated[Path, typer.Argument(help="competition folder: Kaggle's own or a simulated one")]
@@ -184,7 +178,8 @@ def train(
     if plan:
         from hms_hbac.training.plan import competition_plan
         return print(competition_plan(made, data, chosen))
-    from hms_hbac.training.run import train_folds
+    from hms_hbac.training.run import known_folds, train_folds
+    known_folds(made, [*chosen, without])
     more = dict(cache=cache, time_budget=time_budget, resume=resume, workers=workers, track=track)
     for folder in train_folds(made, data, runs, folds=chosen, without=without, **more): print(folder)
 

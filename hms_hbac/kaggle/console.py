@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPACE', 'CURES', 'NO_MEMORY', 'MEMORY', 'INPUT', 'UNKNOWN', 'CLICK', 'first_line', 'system_fault', 'fault',
-           'ended_by_signals', 'drain', 'Commands', 'command_group', 'numbers', 'member_weight']
+           'ended_by_signals', 'drain', 'Commands', 'command_group', 'run_plugin', 'numbers', 'member_weight']
 
 # %% ../../nbs/11_kaggle/11_console.ipynb #51aef7e8
 import errno
@@ -16,11 +16,12 @@ import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import typer
 
-from ..core import HmsError
+from ..core import HmsError, RecipeError
 
 # %% ../../nbs/11_kaggle/11_console.ipynb #0c4d5ae4
 SPACE = "make room, then give the same command again: what is finished is kept"
@@ -145,6 +146,15 @@ def command_group(about: str) -> typer.Typer:
                        context_settings={"help_option_names": ["-h", "--help"]}, help=about)
 
 # %% ../../nbs/11_kaggle/11_console.ipynb #c5c098fa
+def run_plugin(path: Path) -> None:
+    "Run a Python file that adds views; `RecipeError` where there is none, or it does not end well."
+    import runpy
+    if not path.is_file(): raise RecipeError("no such file", where=path, cure="--plugin names a Python file")
+    try: runpy.run_path(str(path))
+    except (Exception, SystemExit) as e:
+        raise RecipeError(f"the plugin ends with {type(e).__name__}: {e}", where=path) from e
+
+
 def numbers(text: str, name: str) -> list[int]:
     "`0,1,2` as a list of integers; `name` is the option's, for the message."
     try: return [int(x) for x in str(text).split(",")]
