@@ -151,6 +151,10 @@ def test_other_data_is_refused_and_an_unreadable_recording_is_named(runs, comp_d
         f.write_bytes(b"PAR1 half a file")
     with pytest.raises(DataError, match="trained on other data"):
         report(runs, tmp_path / "r.html", data=copy)
+    eegs = Competition(copy).train.eeg_id.unique()[:5]               # but what they predict of it is shown
+    pd.DataFrame({"eeg_id": eegs, **dict.fromkeys(VOTES, 1 / 6)}).to_csv(tmp_path / "s.csv", index=False)
+    told = report(runs / "thin_fog", tmp_path / "r.html", data=copy, submission=tmp_path / "s.csv", n_cards=1)
+    assert "events with votes)" in BeautifulSoup(told.read_text(), "html.parser").find(id="events").get_text()
     mine = tmp_path / "runs"
     shutil.copytree(runs / "thin_fog", mine / "thin_fog")
     for f in mine.glob("*/*/manifest.json"):
