@@ -156,7 +156,7 @@ def lead_line(found: list[dict]) -> str:
 # %% ../../nbs/10_evaluation/10_report.ipynb #7ee56c81
 def submitted_events(file: Path | str, comp: Competition) -> pd.DataFrame:
     "The events of `comp` that a submission predicts, as an out-of-fold table; empty where there are none."
-    table = read_part(pd.read_csv, file).rename(columns=dict(zip(VOTES, CLASSES, strict=True)))
+    table = read_file(pd.read_csv, file).rename(columns=dict(zip(VOTES, CLASSES, strict=True)))
     if not {"eeg_id", *CLASSES} <= set(table): return pd.DataFrame()
     return events(comp.train).merge(table[["eeg_id", *CLASSES]], on="eeg_id")
 
