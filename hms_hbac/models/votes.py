@@ -274,7 +274,6 @@ def read_mixture(file: Path | str = None) -> Mixture:
     "A mixture from its YAML file, by default the package's; `RecipeError` if it holds none."
     file, cure = Path(READY if file is None else file), "write it with hms-hbac votes fit"
     try: doc = plain_yaml(plain_text(file), file)
-    except FileNotFoundError: raise RecipeError("no such file", where=file, cure=cure) from None
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as e:
         raise RecipeError(f"not readable as YAML ({type(e).__name__})", where=file, cure=cure) from None
     try:
