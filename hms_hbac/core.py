@@ -137,7 +137,7 @@ def is_stream(path: Path | str) -> bool:
     except OSError: return False
     return stat.S_ISCHR(mode) or stat.S_ISFIFO(mode)
 
-
+# %% ../nbs/00_core.ipynb #0654ecbd
 @contextmanager
 def atomic_write(path: Path | str) -> Iterator[Path]:
     "Yield a temporary path beside `path`; on success fsync and rename it to `path`, on failure remove it."

@@ -44,7 +44,7 @@ def row_count(footer: pq.FileMetaData) -> int:
     groups = sum(footer.row_group(i).num_rows for i in range(footer.num_row_groups))
     return max(footer.num_rows, groups)
 
-
+# %% ../../nbs/03_data/01_files.ipynb #1d437076
 def read_table(path: Path | str, names: Iterable[str]) -> tuple[pa.Table, pa.Schema]:
     """The columns `names` of a parquet file as far as they are there, and the schema of the whole file.
 

@@ -220,9 +220,9 @@ def parts_missing(folder: Path) -> list[DataError]:
 # %% ../../nbs/03_data/06_open_eeg.ipynb #opn00018
 SOURCES = """# Sources
 
-The recordings in this folder come from two repositories of bdsp-core on GitHub, IIIC-SPaRCNet and IIIC-
-IRR, licensed under the Open Data Commons Attribution License (ODC-By) 1.0. Name the papers wherever you
-use them:
+The recordings in this folder come from two repositories of bdsp-core on GitHub, IIIC-SPaRCNet and
+IIIC-IRR, licensed under the Open Data Commons Attribution License (ODC-By) 1.0. Name the papers wherever
+you use them:
 
 - Jing et al., Neurology 2023;100(17):e1750, doi 10.1212/WNL.0000000000207127 (SPaRCNet)
 - Jing et al., Neurology 2023;100(17):e1737, doi 10.1212/WNL.0000000000201670 (interrater reliability)

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+# %% ../../nbs/03_data/03_recordings.ipynb #5ec60e50
 from hms_hbac.core import (
     CHANNELS,
     EEG_SAMPLES,

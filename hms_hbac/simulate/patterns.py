@@ -187,8 +187,7 @@ def ictal(
     """A seizure: (wave (samples,), spread (samples,), envelope (samples,)), float32.
 
     The frequency falls evenly in log scale, the amplitude rises from .35 to 1 over the first two thirds and
-    comes and goes; `spread`
-    runs from 0 (at the focus alone) to 1 (everywhere)."""
+    comes and goes; `spread` runs from 0 (at the focus alone) to 1 (everywhere)."""
     t = np.clip((np.arange(samples, dtype=np.float32) - start) / max(stop - start, 1), 0, 1)
     phase = np.cumsum(first * (last / first) ** t * (1 + .05 * drift(rng, samples, 2)), dtype=np.float64)
     phase = (phase * (2 * np.pi / rate) % (2 * np.pi)).astype(np.float32)

@@ -129,7 +129,7 @@ def whole_rows(eeg: torch.Tensor) -> bool:
     known = torch.isfinite(eeg)
     return bool((known.all(-1) | ~known.any(-1)).all())
 
-
+# %% ../../nbs/05_views/09_along.ipynb #00e50f84
 def along_band(v: Sequence, eeg: torch.Tensor, starts: np.ndarray) -> Callable | None:
     "Draws windows of (20, T) that begin at `starts` as `v` does whose only filter is one zero-phase band."
     first, x = (EEG_SAMPLES - v.samples) // 2, repair(montage(v.montage).derive(eeg))[0].double().numpy()
@@ -138,7 +138,7 @@ def along_band(v: Sequence, eeg: torch.Tensor, starts: np.ndarray) -> Callable |
     ends = Ends(x, sections, EEG_SAMPLES, use, starts)
     return lambda some: torch.from_numpy(cut(ends, some).clip(-1024, 1024)).float() / 32
 
-
+# %% ../../nbs/05_views/09_along.ipynb #26b6d0b6
 def along_sequence(v: Sequence, eeg: torch.Tensor, starts: np.ndarray) -> Callable | None:
     "Draws windows of (20, T) as the `Sequence` `v`; None where its filters feel the ends too far."
     if v.zero_phase and (v.low or v.high) and not (v.lowpass or v.bands): return along_band(v, eeg, starts)
@@ -147,7 +147,7 @@ def along_sequence(v: Sequence, eeg: torch.Tensor, starts: np.ndarray) -> Callab
     windows = Overlap(lambda x: filtered(x, v), eeg, EEG_SAMPLES, reach, first, first + v.samples)
     return lambda some: windows.cut(some)[..., ::v.stride]
 
-
+# %% ../../nbs/05_views/09_along.ipynb #3d36d9cf
 def along_sides(v: LeftRight, eeg: torch.Tensor, starts: np.ndarray) -> Callable | None:
     "Draws windows of (20, T) as the `LeftRight` `v`."
     length, reach = v.samples * v.stride, sides_reach(v)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['WAVELETS', 'powers_between', 'mel_decibels', 'spectra_tiles', 'signals_of', 'Spectra', 'zoomed_time', 'Powers',
-           'neighbour_weights', 'against_others', 'ZoomedMel', 'column_step', 'wavelet_power', 'Scalogram']
+           'neighbour_weights', 'against_others', 'zoom_columns', 'ZoomedMel', 'column_step', 'wavelet_power',
+           'Scalogram']
 
 # %% ../../nbs/05_views/07_winners.ipynb #5a0759d4
 from functools import lru_cache
@@ -178,6 +179,15 @@ def against_others(x: torch.Tensor, near: torch.Tensor) -> torch.Tensor:
     others = (x.sum(1, keepdim=True) - x) / (x.shape[1] - 1)
     return torch.stack([x, x - others, x - torch.einsum("ij,bjfs->bifs", near, x)], 1).flatten(2, 3)
 
+# %% ../../nbs/05_views/07_winners.ipynb #45a9005e
+def zoom_columns(length: int,            # samples of a signal
+                 samples: int,           # of them in the zoom
+                 hop: int) -> tuple[int, int, int, int]:
+    "Columns of the plain spectrum, how many of them the zoom replaces, the first of these, and the zoom's own."
+    plain = 1 + length // 32
+    cut = int(plain * .2)
+    return plain, cut, (plain - cut) // 2, 1 + samples // hop
+
 # %% ../../nbs/05_views/07_winners.ipynb #4ee3dd53
 class ZoomedMel(View):
     """Mels of the signals of `source` under each other, (3, C * n_mels, width), dB / 20: the middle fifth of
@@ -192,9 +202,7 @@ class ZoomedMel(View):
         if not 2 * window <= samples <= source.shape[1]:
             raise RecipeError(f"a zoom of {samples} samples", where="ZoomedMel",
                               cure=f"{2 * window} to {source.shape[1]}")
-        self.outer, self.inner = 1 + source.shape[1] // 32, 1 + samples // hop
-        self.cut = int(self.outer * .2)
-        self.first = (self.outer - self.cut) // 2
+        self.outer, self.cut, self.first, self.inner = zoom_columns(source.shape[1], samples, hop)
         self.shape = (3, source.shape[0] * n_mels, self.outer - self.cut + self.inner)
         names = [t.label.split(" ")[0] for t in source.tiles(0)]
         if len(names) != source.shape[0]: names = [str(i) for i in range(source.shape[0])]
