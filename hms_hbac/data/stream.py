@@ -57,7 +57,7 @@ class ArraySource(Source):
 
 # %% ../../nbs/03_data/09_stream.ipynb #6f2598a7
 def told_by_mne(raw: object) -> dict:
-    "`start` (of the first sample that is there), `sex` and `age` of an `mne.io.Raw`, None where it knows none."
+    "`start` (of the first sample that is there), `sex` and `age` of an `mne.io.Raw`, None where not known."
     when, who = raw.info["meas_date"], raw.info["subject_info"] or {}
     born = who.get("birthday")
     if isinstance(born, (tuple, list)): born = date(*born)                  # of older versions

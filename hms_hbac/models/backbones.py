@@ -32,7 +32,6 @@ def _probe(name):
 
 def image_needs(name: str,  # a timm name, with or without its tag
                 ) -> tuple[tuple[int, int], tuple[int, int] | None]:
-    # a timm name, with or without its tag
     "((multiple of H, multiple of W), patch size or None) of a timm backbone."
     net = _probe(name)
     if type(net).__name__ == "MaxxVit": return (32, 32), None
@@ -45,7 +44,6 @@ def image_needs(name: str,  # a timm name, with or without its tag
 def feature_grid(net: nn.Module,  # any module that takes (B, *shape)
                  shape: tuple,
                  ) -> tuple[int, int, int]:
-    # any module that takes (B, *shape)
     """(D, h, w) of the feature map of `net` for an image of `shape` (C,H,W): a dry run without memory or
     arithmetic."""
     fake = {k: t.detach().to("meta") for k, t in [*net.named_parameters(), *net.named_buffers()]}

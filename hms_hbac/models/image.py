@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['POOLS', 'GeM', 'AvgPool', 'AvgMaxPool', 'WidthAttention', 'HeadsAttention', 'SEDPool', 'enlarge_stem', 'Network',
-           'width_attention', 'PictureNetwork', 'finished_size', 'ImageModel', 'AST', 'image_batch', 'System',
-           'predict_batch', 'trace']
+           'width_attention', 'PictureNetwork', 'finished_size', 'pooling', 'ImageModel', 'AST', 'image_batch',
+           'System', 'predict_batch', 'trace']
 
 # %% ../../nbs/07_models/02_image.ipynb #53adf26c
 from collections.abc import Iterable
@@ -60,8 +60,8 @@ class WidthAttention(nn.Module):
 
     g = sigmoid(Linear(flatten(GAP(SiLU(BN(Conv1x1(x))))))), then x * g over the width
     (github.com/RichardLiu083/Kaggle-HMS-Harmful-Brain-Activity-Classification)."""
-    # hidden: channels that the gate sees, default all
-    def __init__(self, channels: int, width: int, hidden: int = None):
+    def __init__(self, channels: int, width: int,
+                 hidden: int = None):              # channels that the gate sees, default all
         super().__init__()
         hidden = hidden or channels
         self.mix = nn.Sequential(nn.Conv2d(channels, hidden, 1), nn.BatchNorm2d(hidden), nn.SiLU())
@@ -78,8 +78,7 @@ class WidthAttention(nn.Module):
 # %% ../../nbs/07_models/02_image.ipynb #29aa6f0d
 class HeadsAttention(nn.Module):
     """`heads` of `WidthAttention`, each on channels / (2 heads) of its own, joined by 1x1, 3x3 and 1x1
-    convolutions;
-    (B,D,h,w) -> (B,D,h,w)."""
+    convolutions; (B,D,h,w) -> (B,D,h,w)."""
     def __init__(self, channels: int, width: int, heads: int = 4, hidden: int = 64):
         super().__init__()
         part, quarter = channels // (2 * heads), channels // 4
@@ -101,8 +100,7 @@ class SEDPool(nn.Module):
     time.
 
     The gate is sigmoid(Conv1d(D, D, 1)) of the same step, a relative of the attention in PANNs' sound event
-    heads
-    (arXiv:1912.10211); this form:
+    heads (arXiv:1912.10211); this form:
     github.com/RichardLiu083/Kaggle-HMS-Harmful-Brain-Activity-Classification."""
     def __init__(self, channels: int):
         super().__init__()
@@ -180,13 +178,18 @@ def finished_size(backbone: Backbone, channels: int) -> int:
     backbone.train(mode)
     return size
 
+# %% ../../nbs/07_models/02_image.ipynb #a14edfef
+def pooling(pool: str, head: str, channels: int, squeeze: int | None) -> nn.Module:
+    "The pooling of a map of `channels`: one of `POOLS` or `SEDPool`, behind a 1x1 convolution to `squeeze`."
+    layer = SEDPool(squeeze or channels) if head == "sed" else POOLS[pool]()
+    return nn.Sequential(nn.Conv2d(channels, squeeze, 1), layer) if squeeze else layer
+
 # %% ../../nbs/07_models/02_image.ipynb #234eb71a
 class ImageModel(PictureNetwork):
     "(B,C,H,W) -> logits (B,6): timm backbone, width attention, pooling, dropout, linear head."
     def __init__(self, backbone: str, shape: tuple,        # timm's name; (C, H, W)
                  pool: str = "avg",                # avg, gem, avgmax, token (ViT)
-                 attention: int = 0,               # heads of width attention
-                 head: str = "linear",             # linear, sed
+                 attention: int = 0, head: str = "linear",     # heads of width attention; linear, sed
                  stem: str = None,                 # large: 17 x 17
                  dropout: float = 0., drop_path: float = 0.,
                  pretrained: str = "none",         # none, hub, a folder
@@ -198,15 +201,13 @@ class ImageModel(PictureNetwork):
         _check_options(pool, head, stem, attention)
         self.shape, self.reduce = tuple(shape), reduce
         seen = (self.shape[0], *(n // reduce for n in self.shape[1:]))
-        last = finish and not squeeze and pool != "avgmax"
-        rest = str(pretrained), drop_path, patch_stride, pool == "token", last
-        self.backbone = Backbone(backbone, seen, *rest)
+        rest = patch_stride, pool == "token", finish and not squeeze and pool != "avgmax"
+        self.backbone = Backbone(backbone, seen, str(pretrained), drop_path, *rest)
         if stem: enlarge_stem(self.backbone.net)
         channels, self.height, self.width = feature_grid(self.backbone, seen)
         self.attention = width_attention(channels, self.width, int(attention))
         self.dropout, wide = nn.Dropout(dropout), squeeze or channels
-        self.pool = SEDPool(wide) if head == "sed" else POOLS[pool]()
-        if squeeze: self.pool = nn.Sequential(nn.Conv2d(channels, squeeze, 1), self.pool)
+        self.pool = pooling(pool, head, channels, squeeze)
         self.features = finished_size(self.backbone, 2 * wide if pool == "avgmax" else wide)
         self.head = nn.Linear(self.features, len(CLASSES), bias=bias)
 

@@ -81,7 +81,6 @@ def seen_reduce(name: str, shape: tuple) -> int:
     most = SEEN // 4 if name.startswith(HEAVY) else SEEN
     return 1 if shape[1] < 64 else math.ceil((shape[1] * shape[2] / most) ** .5)
 
-
 # %% ../../nbs/07_models/10_scales.ipynb #6c3a63d5
 NARROW = {"resnet1d_gru": {"filters": 12, "hidden": 32}, "squeezeformer": {"dim": 32, "layers": 2},
           "efficientnet1d": {"hidden": 32, "depth": 1}, "left_right": {"hidden": 32, "depth": 2},
@@ -105,7 +104,6 @@ def small_net(
     if net["kind"] == "wavenet" or net.get("stacking") == "wavenet": net["filters"] = net["filters"][:1]
     return net
 
-
 # %% ../../nbs/07_models/10_scales.ipynb #ba364cff
 LARGE = 200 * 200                    # values of a picture's channel; more are halved
 
@@ -125,7 +123,7 @@ def shapes_of(drawn: View, net: dict) -> list:
     shapes = getattr(drawn, "parts", ()) or [drawn.shape]
     return shapes if len(shapes) > 1 else shapes * len(net.get("parts", [1]))
 
-
+# %% ../../nbs/07_models/10_scales.ipynb #b6c7c5ba
 def shared_epochs(
     epochs: list,           # of each stage
     most: int,              # of all stages together
@@ -152,7 +150,7 @@ def small_stages(stages: list, most: int) -> list:
                         "freeze": freeze})
     return out
 
-
+# %% ../../nbs/07_models/10_scales.ipynb #6759142e
 def small_scale(raw: dict) -> dict:
     "The whole mapping `raw` of a recipe at small scale."
     shown = small_view(raw["view"])
@@ -174,7 +172,7 @@ def seen(net: dict) -> list:
     inner = net.get("parts") or ([net["image"]] if "image" in net else [])
     return [n for p in inner for n in seen(p)] or [n for n in [net.get("reduce", 1)] if n > 1]
 
-
+# %% ../../nbs/07_models/10_scales.ipynb #131d1015
 def reduced(raw: dict, new: dict) -> str:
     "One sentence about what differs between a recipe and its small scale."
     said = []                      # after the recipe's own `small` keys

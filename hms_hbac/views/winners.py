@@ -183,7 +183,7 @@ def against_others(x: torch.Tensor, near: torch.Tensor) -> torch.Tensor:
 def zoom_columns(length: int,            # samples of a signal
                  samples: int,           # of them in the zoom
                  hop: int) -> tuple[int, int, int, int]:
-    "Columns of the plain spectrum, how many of them the zoom replaces, the first of these, and the zoom's own."
+    "Columns of the plain spectrum, how many the zoom replaces, the first of these, and the zoom's own."
     plain = 1 + length // 32
     cut = int(plain * .2)
     return plain, cut, (plain - cut) // 2, 1 + samples // hop
