@@ -79,40 +79,40 @@ def random_run(folder, name, scale, folds=1):
 def measure(runs, comp, out, batch, parts):
     """Wall seconds of reading, pictures, bare forward passes (mean of before and after) and predict;
     peak memory in MB; status."""
-    from hms_hbac.inference.members import load_crew
+    from hms_hbac.inference.members import load_models
     from hms_hbac.inference.predict import predict
 
-    crew = load_crew(runs)
-    x = warm_up(crew, batch)
-    before = measure_parts(crew, Path(comp), x, batch) if parts else (0, 0, 0)
+    models = load_models(runs)
+    x = warm_up(models, batch)
+    before = measure_parts(models, Path(comp), x, batch) if parts else (0, 0, 0)
     begin = time.perf_counter()
-    status = predict(crew, comp, out, batch_size=batch, progress=False)
+    status = predict(models, comp, out, batch_size=batch, progress=False)
     wall = time.perf_counter() - begin
-    after = measure_parts(crew, Path(comp), x, batch) if parts else (0, 0, 0)
+    after = measure_parts(models, Path(comp), x, batch) if parts else (0, 0, 0)
     read, view, forward = ((a + b) / 2 for a, b in zip(before, after, strict=True))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"{read:.3f} {view:.3f} {forward:.3f} {wall:.3f} {peak:.1f} {status}")
 
 
-def warm_up(crew, batch):
+def warm_up(models, batch):
     import torch
 
-    from hms_hbac.inference.predict import answer, for_member
+    from hms_hbac.inference.predict import answer, for_model
 
     x = {"eeg": torch.randn(batch, 20, 10_000), "spectrogram": torch.rand(batch, 4, 100, 300) + 0.1}
-    x = {k: v.to(crew.device) for k, v in x.items()}
-    for team in crew.teams():
-        answer(team, for_member(team[0], x))
+    x = {k: v.to(models.device) for k, v in x.items()}
+    for team in models.teams():
+        answer(team, for_model(team[0], x))
     return x
 
 
-def measure_parts(crew, comp, x, batch):
+def measure_parts(models, comp, x, batch):
     """Wall seconds of reading the parquet files with pyarrow, of each member's picture, and of the bare
     forward passes (picture and network), both on a batch in memory."""
     import pyarrow.parquet as pq
     import torch
 
-    from hms_hbac.inference.predict import for_member
+    from hms_hbac.inference.predict import for_model
 
     files = [f for kind in ("eegs", "spectrograms") for f in sorted((comp / f"test_{kind}").iterdir())]
     begin = time.perf_counter()
@@ -126,9 +126,9 @@ def measure_parts(crew, comp, x, batch):
         begin = time.perf_counter()
         with torch.no_grad():
             for _ in range(-(-len(files) // 2 // batch)):
-                for m in crew.members:
-                    once(m, for_member(m, x))
-        if crew.device.type == "cuda":
+                for m in models.loaded:
+                    once(m, for_model(m, x))
+        if models.device.type == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - begin)
     return read, *times

@@ -473,11 +473,11 @@ def few_recordings():
 # name: (arguments, files that tell the time, what must not have begun where nothing can be written, before)
 WRITING = {
     "predict": (["predict", "runs", "--data", "comp", "--out", "{disk}/s.csv", "--uncertainty"],
-                (), "hms_hbac.inference.predict:load_crew"),
+                (), "hms_hbac.inference.predict:load_models"),
     "ensemble": (["ensemble", "one.csv=2", "two.csv", "--data", "comp", "--out", "{disk}/s.csv"],
                  (), "hms_hbac.inference.ensemble:gather"),
     "presets": (["ensemble", "--weights", "w.yaml", "--runs", "runs", "--data", "comp", "--out",
-                 "{disk}/s.csv"], (), "hms_hbac.inference.presets:load_crew"),
+                 "{disk}/s.csv"], (), "hms_hbac.inference.presets:load_models"),
     "report": (["report", "runs", "--out", "{disk}/page.html"], (), "hms_hbac.evaluation.report:sections_of"),
     "fit-weights": (["fit-weights", "runs", "--out", "{disk}/w.yaml", "--min-votes", "1"],
                     (), "hms_hbac.evaluation.blending:compare"),
@@ -491,7 +491,7 @@ WRITING = {
     "votes": (["votes", "fit", "votes.csv", "--out", "{disk}/v.yaml", "--kinds", "2", "--min-votes", "1",
                "--folds", "0"], (), "hms_hbac.models.votes:fit_mixture"),
     "read": (["read", "eeg.parquet", "--runs", "runs", "--out", "{disk}/read", "--step", "20"],
-             (), "hms_hbac.inference.reader:load_crew"),
+             (), "hms_hbac.inference.reader:load_models"),
 }
 # of what a command writes, in all; HMS_DISK=40 fills the disk at so many points
 POINTS = int(os.environ.get("HMS_DISK", 0))

@@ -20,7 +20,7 @@ from .plots import COLORS, NAMES
 from ..inference.reader import Reading
 
 # %% ../../nbs/10_evaluation/16_trend.ipynb #ec0648bb
-LEVELS = (-1.5, 2.5)                             # of log10 µV²/Hz, the ends of the spectrogram's colours
+LEVELS = (-1.5, 2.5)                             # of log10 µV²/Hz, the ends of the spectrogram's colors
 
 
 def packed(data: bytes) -> str:
@@ -45,8 +45,8 @@ def power_png(power: np.ndarray) -> bytes:
     level = np.round(level.clip(0, 1) * 40).astype(np.uint8) + 1
     level[~known.any(2)] = 0
     image = Image.fromarray(np.ascontiguousarray(level[:, ::-1].reshape(200, -1)), "P")
-    colours = plt.get_cmap("viridis")(np.linspace(0, 1, 41))[:, :3]
-    image.putpalette(np.r_[[[128, 128, 128]], np.round(255 * colours)].astype(np.uint8).tobytes())
+    colors = plt.get_cmap("viridis")(np.linspace(0, 1, 41))[:, :3]
+    image.putpalette(np.r_[[[128, 128, 128]], np.round(255 * colors)].astype(np.uint8).tobytes())
     out = io.BytesIO()
     image.save(out, "png", optimize=True)
     return out.getvalue()

@@ -111,7 +111,7 @@ def written(out: str | os.PathLike) -> Iterator[Path]:
         to = os.dup(OPEN[str(out)]) if str(out) in OPEN else out
         with open(Path(d)/"out", "rb") as f, open(to, "wb") as g: shutil.copyfileobj(f, g)
 
-
+# %% ../../nbs/09_inference/04_outputs.ipynb #28c0ecba
 def write_table(frame: pd.DataFrame, out: str | os.PathLike) -> None:
     "A table as CSV, as `written` does it."
     with written(out) as tmp: frame.to_csv(tmp, index=False)

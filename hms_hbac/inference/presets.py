@@ -19,7 +19,7 @@ import pandas as pd
 from ..core import HmsError, SubmissionError, is_stream, read_json, write_json
 from ..data.competition import Competition
 from .ensemble import gather, lacking
-from .members import find_runs, load_crew
+from .members import find_runs, load_models
 from hms_hbac.inference.outputs import (
     check_output,
     report_path,
@@ -136,8 +136,8 @@ def predict_members(runs: dict,  # {recipe: folder of its folds}
                     progress: bool = True) -> tuple:
     "Predict recipes and write folder/<recipe>.csv with notes: (answers, report rows of lost models, prior)."
     made, ids = {r: made_of(f, comp, tta) for r, f in runs.items()}, test_ids(comp)
-    crew = load_crew(list(runs.values()), tta, device)
-    answers = predict_table(crew, comp, batch_size, progress)
+    models = load_models(list(runs.values()), tta, device)
+    answers = predict_table(models, comp, batch_size, progress)
     names = {f.resolve().name: r for r, f in runs.items()}             # a folder may be a link
     answers.groups = [names.get(g, g) for g in answers.groups]
     folder.mkdir(parents=True, exist_ok=True)
@@ -146,7 +146,7 @@ def predict_members(runs: dict,  # {recipe: folder of its folds}
         (folder/f"{name}.json").unlink(missing_ok=True)                # the note comes last
         write_submission([ids[i] for i in rows], prob[rows], folder/f"{name}.csv")
         write_json(folder/f"{name}.json", made[name])
-    return answers, crew.lost, crew.prior()
+    return answers, models.lost, models.prior()
 
 # %% ../../nbs/09_inference/08_presets.ipynb #24eaf7b0
 def read_answers(files: dict, ids: list) -> tuple:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Setup', 'answer_table', 'answer_piece', 'stream_print', 'is_simulated', 'about_models', 'save_piece', 'load_piece',
-           'Reading', 'read_pieces', 'preset_runs', 'Reader', 'identity', 'claim', 'readable', 'answer', 'gather',
-           'read']
+           'Reading', 'piece_cutter', 'read_pieces', 'preset_runs', 'Reader', 'identity', 'claim', 'readable', 'answer',
+           'gather', 'read']
 
 # %% ../../nbs/09_inference/10_reader.ipynb #391361f4
 import hashlib
@@ -13,6 +13,7 @@ import itertools
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ from hms_hbac.core import (
 from ..data.recordings import locked
 from ..data.stream import Stream, open_recording
 from . import sliding
-from .members import Crew, find_runs, load_crew, slimmed
+from .members import Models, find_runs, load_models, slimmed
 from .outputs import report_row
 from .pooling import pool, read_threshold
 from .predict import Answers, add_batch, blend_of, uncertainty_table
@@ -45,8 +46,8 @@ from ..training.machine import keep_memory
 # %% ../../nbs/09_inference/10_reader.ipynb #ead5e287
 @dataclass
 class Setup:
-    "Members, weights and the arguments of `pool`, the threshold of `class_sets`, and the batch size."
-    crew: Crew
+    "Models, weights and the arguments of `pool`, the threshold of `class_sets`, and the batch size."
+    models: Models
     weights: dict | None = None
     how: dict = field(default_factory=dict)
     threshold: np.ndarray | None = None
@@ -55,11 +56,11 @@ class Setup:
 
     @property
     def steps(self) -> int:
-        "Columns of spectrogram that the members want; 0: none."
-        return SPEC_STEPS if any("spectrogram" in m.needs for m in self.crew.members) else 0
+        "Columns of spectrogram that the models want; 0: none."
+        return SPEC_STEPS if any("spectrogram" in m.needs for m in self.models.loaded) else 0
     def eeg(self, drawn: Iterable = ()) -> bool:
-        "Whether a member looks at the EEG whose picture is not `drawn` already."
-        return any("eeg" in m.needs and m.picture not in drawn for m in self.crew.members)
+        "Whether a model looks at the EEG whose picture is not `drawn` already."
+        return any("eeg" in m.needs and m.picture not in drawn for m in self.models.loaded)
 
 # %% ../../nbs/09_inference/10_reader.ipynb #c7fc032c
 def answer_table(setup: Setup, answers: Answers, times: np.ndarray) -> pd.DataFrame:
@@ -76,9 +77,9 @@ def answer_table(setup: Setup, answers: Answers, times: np.ndarray) -> pd.DataFr
 def answer_piece(setup: Setup, batches: Iterable, piece: sliding.Piece) -> tuple[pd.DataFrame, list]:
     "The table of a piece's windows, and report rows; `batches` are those of `piece_batch`."
     times = sliding.middles(piece.starts)
-    answers, limit = Answers.empty(setup.crew.groups, len(times)), {"size": setup.batch_size}
+    answers, limit = Answers.empty(setup.models.groups, len(times)), {"size": setup.batch_size}
     names = [f"{t:.3f} s" for t in times]
-    for batch in batches: add_batch(setup.crew, answers, batch, limit, names)
+    for batch in batches: add_batch(setup.models, answers, batch, limit, names)
     table = answer_table(setup, answers, times)
     return pd.concat([table, sliding.quality_table(piece)], axis=1), answers.report
 
@@ -89,10 +90,9 @@ def stream_print(stream: Stream) -> dict:
     for s in np.linspace(0, stream.samples - EEG_RATE, 16).astype(int):
         crc = zlib.crc32(stream.read(int(s), EEG_RATE).tobytes(), crc)
     marks = {"marks": zlib.crc32(repr(stream.marks).encode())} if stream.marks else {}
-    told = {"name": Path(stream.name).name, "samples": stream.samples, "crc": crc, "notch": stream.notch}
-    return told | marks
+    return dict(name=Path(stream.name).name, samples=stream.samples, crc=crc, notch=stream.notch) | marks
 
-
+# %% ../../nbs/09_inference/10_reader.ipynb #7b1a4d8b
 def is_simulated(told: dict) -> bool | None:
     "Whether the run of a manifest learnt from simulated recordings; None where that is not known."
     if told.get("simulated") is not None: return bool(told["simulated"])
@@ -150,26 +150,33 @@ class Reading:
         "(windows,) bool: answered, and not a bad stretch."
         return np.isfinite(self.prob).all(1) & ~self.table.bad.to_numpy(bool)
 
-# %% ../../nbs/09_inference/10_reader.ipynb #be42010a
+# %% ../../nbs/09_inference/10_reader.ipynb #2c2170f3
+def piece_cutter(setup: Setup, starts: np.ndarray, rows: sliding.Rows) -> Callable:
+    "cut((job of `read_pieces`, first window)) -> (piece, batch of it); the last piece is remembered."
+    stream = rows.stream
+    recorded = np.array([c not in stream.plan.missing for c in CHANNELS[:19]])
+    @lru_cache(1)
+    def piece_of(windows: range) -> tuple:
+        piece = sliding.read_piece(stream, starts, windows.start, windows.stop, recorded)
+        return piece, sliding.drawers(setup.models, piece.eeg, piece.starts - piece.begin)
+    def cut(asked: tuple) -> tuple:
+        (_, windows, _), a = asked
+        piece, draw = piece_of(windows)
+        some = range(a, min(a + setup.batch_size, len(windows)))
+        return piece, sliding.piece_batch(piece, rows, some, setup.eeg(draw), setup.steps, draw)
+    return cut
+
+# %% ../../nbs/09_inference/10_reader.ipynb #fd94d5e9
 def read_pieces(setup: Setup, stream: Stream, starts: np.ndarray,
                 todo: list,          # (number of the piece, its windows, whether it is the last)
-                done: Callable,      # done(number, table, power, report) gets each
+                done: Callable,      # done(number, table, report, power) gets each
                 bar: object,         # of tqdm
                 ) -> None:
     "Read and answer the pieces `todo`, one after the other."
-    recorded = np.array([c not in stream.plan.missing for c in CHANNELS[:19]])
-    rows, last = sliding.Rows(stream), {}
+    rows = sliding.Rows(stream)
     def chunks(windows): return range(0, len(windows), setup.batch_size)
-    def make(job):
-        (number, windows, _), a = job
-        if last.get("number") != number:
-            piece = sliding.read_piece(stream, starts, windows.start, windows.stop, recorded)
-            at = piece.starts - piece.begin
-            last.update(number=number, piece=piece, draw=sliding.drawers(setup.crew, piece.eeg, at))
-        some = range(a, min(a + setup.batch_size, len(windows)))
-        piece, draw = last["piece"], last["draw"]
-        return piece, sliding.piece_batch(piece, rows, some, setup.eeg(draw), setup.steps, draw)
-    reader = Prefetch([(job, a) for job in todo for a in chunks(job[1])], make, depth=2)
+    jobs = [(job, a) for job in todo for a in chunks(job[1])]
+    reader = Prefetch(jobs, piece_cutter(setup, starts, rows), depth=2)
     def batches(first, more):
         for _, batch in itertools.chain([first], itertools.islice(reader, more)):
             bar.update(len(batch["notes"]))
@@ -186,8 +193,7 @@ def preset_runs(name: str, runs: str | Path) -> tuple[dict, list, list]:
     "({recipe: weight}, folders, report rows of recipes without a run) of a preset; `HmsError` without any."
     weights = preset(name)
     there = [m for m in weights if any((f/"recipe.yaml").is_file() for f in find_runs(Path(runs)/m))]
-    if not there:
-        raise HmsError(f"no run of {name}", where=runs, cure=f"train one of {', '.join(weights)}")
+    if not there: raise HmsError(f"no run of {name}", where=runs, cure=f"train one of {', '.join(weights)}")
     lost = [report_row("no run of it", m) for m in weights if m not in there]
     return {m: weights[m] for m in there}, [Path(runs)/m for m in there], lost
 
@@ -203,16 +209,16 @@ class Reader:
                  notch: float | None = None, gaps: bool = False):     # see `open_recording`
         lost, threshold = [], None if sets is None else read_threshold(sets)
         if isinstance(weights, str) and weights in PRESETS: weights, runs, lost = preset_runs(weights, runs)
-        crew = load_crew(runs, tta, device)
-        if not crew.members:
-            why = "; ".join(r["reason"] for r in crew.lost[:3])
+        models = load_models(runs, tta, device)
+        if not models.loaded:
+            why = "; ".join(r["reason"] for r in models.lost[:3])
             what, cure = f"no member could be loaded: {why}", "name a folder of trained runs"
             raise HmsError(what, where=runs, cure=cure)
-        if crew.device.type == "cpu":
-            for m in crew.members: m.system.net = slimmed(m.system.net)
-        weights, how, unmatched = blend_of(weights, crew.groups)
+        if models.device.type == "cpu":
+            for m in models.loaded: m.system.net = slimmed(m.system.net)
+        weights, how, unmatched = blend_of(weights, models.groups)
         self.step, self.notch, self.gaps, self.tta = step, notch, gaps, tta
-        self.setup = Setup(crew, weights, how, threshold, batch_size, lost + unmatched + crew.lost)
+        self.setup = Setup(models, weights, how, threshold, batch_size, lost + unmatched + models.lost)
         self.models = about_models(list(find_runs(runs)))
         sliding.window_starts(10**6, step)
 
@@ -281,7 +287,7 @@ def read(self: Reader,
          progress: bool = True) -> Reading:
     "Read a recording; `DataError` says why it is refused."
     stream = open_recording(what, self.gaps, self.notch)
-    if self.setup.crew.device.type == "cpu": keep_memory()
+    if self.setup.models.device.type == "cpu": keep_memory()
     starts = sliding.window_starts(stream.samples, self.step)
     told, pieces = identity(self, stream), sliding.pieces_of(len(starts), self.step)
     if out is None: return gather(self, stream, told, *answer(self, stream, starts, pieces, None, progress))

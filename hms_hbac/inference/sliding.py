@@ -19,7 +19,7 @@ import torch
 from ..core import EEG_RATE, EEG_SAMPLES, EEG_SECONDS, LABEL_SECONDS, PANELS, SPEC_BINS, DataError
 from ..data.quality import BLOCK, FAULTS, SHARE, block_faults, good_share, marked_blocks
 from ..data.stream import Stream
-from .members import Crew
+from .members import Models
 from .rows import eeg_fault, empty_batch, first_row
 from .tta import flip_lr, flip_time, untouched
 from ..signal.spectrogram import HOST_STEP, host_spectrogram
@@ -147,11 +147,11 @@ def drawer(view: View, f: Callable, eeg: torch.Tensor, starts: np.ndarray) -> Ca
     return lambda some: draw(at(some)).flip(0)
 
 
-def drawers(crew: Crew, eeg: np.ndarray, starts: np.ndarray) -> dict[str, dict]:
+def drawers(models: Models, eeg: np.ndarray, starts: np.ndarray) -> dict[str, dict]:
     "{picture: {transform: draw(first samples)}} of those pictures that can be drawn `along` a piece's EEG."
-    if torch.device(crew.device).type != "cpu": return {}
+    if torch.device(models.device).type != "cpu": return {}
     x, found = torch.from_numpy(eeg), {}
-    for team in crew.teams():
+    for team in models.teams():
         ways = {f: None for m in team for f in m.transforms}
         for f in ways:
             ways[f] = drawer(team[0].system.view, f, x, starts)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPACE', 'CURES', 'NO_MEMORY', 'MEMORY', 'INPUT', 'UNKNOWN', 'CLICK', 'first_line', 'system_fault', 'fault',
-           'ended_by_signals', 'drain', 'Commands', 'command_group', 'run_plugin', 'numbers', 'member_weight']
+           'ended_by_signals', 'drain', 'tell', 'Commands', 'command_group', 'run_plugin', 'numbers', 'member_weight']
 
 # %% ../../nbs/11_kaggle/11_console.ipynb #51aef7e8
 import errno
@@ -107,6 +107,13 @@ def drain() -> None:
     except OSError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def tell(e: Exception, debug: bool = False) -> None:
+    "Print a fault on stderr, after the traceback of the error that is being handled where that is wanted."
+    if debug: traceback.print_exc(file=sys.stderr)
+    typer.secho(f"error: {fault(e)}", fg="red", err=True)
+    drain()
+
+
 CLICK = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 # %% ../../nbs/11_kaggle/11_console.ipynb #9d7c38a5
@@ -133,9 +140,7 @@ class Commands(typer.core.TyperGroup):
             typer.secho("stopped; what is finished is kept", fg="red", err=True)
             raise typer.Exit(128 + signal.SIGINT) from None
         except Exception as e:
-            if ctx.meta.get("hms_hbac.debug"): traceback.print_exc(file=sys.stderr)
-            typer.secho(f"error: {fault(e)}", fg="red", err=True)
-            drain()
+            tell(e, ctx.meta.get("hms_hbac.debug", False))
             raise typer.Exit(1) from None
 
 # %% ../../nbs/11_kaggle/11_console.ipynb #387b0b0d

@@ -97,7 +97,7 @@ def fold_of(
     at = next((i for i, p in enumerate(parts[:-1]) if i and p.startswith("fold")), 0)
     return "/".join(parts[:at + 1]) if at and not parts[0].startswith("kaggle-") else ""
 
-
+# %% ../../nbs/11_kaggle/08_fetch.ipynb #c20ac2b8
 def local_name(
     name: str,     # of an output file, as the server says
     slug: str,     # of the kernel
@@ -113,7 +113,7 @@ def local_name(
     inside = path.parts[0] == "runs" and fold_of(PurePosixPath(*path.parts[1:]))
     return str(PurePosixPath(*path.parts[1:])) if inside else f"kaggle-{slug}/{path}"
 
-
+# %% ../../nbs/11_kaggle/08_fetch.ipynb #f769e4f8
 def no_link(folder: Path, name: str) -> None:
     "`KaggleError` where a link lies on the way to file `name` of `folder`."
     for part in [Path(folder)/p for p in (name, *map(str, PurePosixPath(name).parents[:-1]))]:
@@ -180,7 +180,7 @@ def same_files(a: Path, b: Path) -> bool:
     names = [p.relative_to(b) for p in Path(b).rglob("*") if p.is_file()]
     return all((a/n).is_file() and (a/n).read_bytes() == (b/n).read_bytes() for n in names)
 
-
+# %% ../../nbs/11_kaggle/08_fetch.ipynb #65d45862
 def swap_in(there: Path, here: Path, aside: Path) -> tuple[Path, str]:
     """Put the fold brought in the place of the one `here`, or in `aside` where that one stays.
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['INFERENCE', 'SHARED', 'WAYS', 'snapshot', 'fault_of', 'assignments', 'settings_of', 'expected', 'difference',
            'submission_faults', 'outcome', 'passed', 'prepare_sources', 'known_kernels', 'taken', 'run_one',
-           'run_side_by_side', 'share_of_cores', 'rehearse', 'own_difference']
+           'run_side_by_side', 'share_of_cores', 'begin', 'rehearse', 'own_difference']
 
 # %% ../../nbs/11_kaggle/10_rehearse.ipynb #983b2d24
 import ast
@@ -217,6 +217,20 @@ def share_of_cores(workers: int) -> dict[str, str]:
     "The variable that gives each of several kernels its part of the cores; none for a kernel alone."
     return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers))} if workers > 1 else {}
 
+# %% ../../nbs/11_kaggle/10_rehearse.ipynb #9abda97f
+WAYS = {True: "network: none (a network namespace); inputs: read-only mounts",
+        False: "network: guarded sockets (no namespaces here); inputs: links, compared afterwards"}
+
+
+def begin(out: Path, kernels: list[str], inputs: Iterable, data: Path, time_limit: str,
+          isolate: bool) -> None:
+    "Refuse what can be refused, say how kernels are kept apart from network and inputs, take the folder."
+    inputs = [p for p in inputs if p is not None]
+    claim(out, "rehearse", inputs)
+    Competition(data), seconds(time_limit)
+    print(WAYS[isolate], flush=True)
+    taken(out, kernels, inputs)
+
 # %% ../../nbs/11_kaggle/10_rehearse.ipynb #38e4a3b7
 def rehearse(
     data: Path,                                  # competition folder
@@ -235,11 +249,7 @@ def rehearse(
     out, data = Path(out).resolve(), Path(data).resolve()
     isolate = can_isolate() if isolate is None else isolate
     kernels, inputs = known_kernels(kernels, folder), (data, folder, runs, wheel, *attach.values())
-    inputs = [p for p in inputs if p is not None]
-    claim(out, "rehearse", inputs)
-    Competition(data), seconds(time_limit)                   # a mistyped argument is told before the work
-    print(WAYS[isolate], flush=True)
-    taken(out, kernels, inputs)
+    begin(out, kernels, inputs, data, time_limit, isolate)
     sources = prepare_sources(out, data, runs, wheel, attach, blend)
     setting = dict(form=form, owner=owner, scale=scale, model=model, time_limit=time_limit, isolate=isolate,
                    disk_limit=disk_limit, env=share_of_cores(workers) | (env or {}))
@@ -249,10 +259,6 @@ def rehearse(
     return pd.DataFrame(rows).assign(difference=list(told))
 
 # %% ../../nbs/11_kaggle/10_rehearse.ipynb #9499d5f6
-WAYS = {True: "network: none (a network namespace); inputs: read-only mounts",
-        False: "network: guarded sockets (no namespaces here); inputs: links, compared afterwards"}
-
-
 def own_difference(row: dict, kernels: Path, out: Path, data: Path, runs: Path, scale: str) -> float | None:
     """Difference between a kernel's submission and the one computed in this process.
 

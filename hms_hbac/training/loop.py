@@ -135,7 +135,7 @@ def switch(system: torch.nn.Module, stage: Stage, epoch: int) -> None:
             m.own_p = getattr(m, "own_p", m.p)
             m.p = m.own_p if on[name] else 0.0
 
-
+# %% ../../nbs/08_training/09_loop.ipynb #7a17b657
 def epoch_loss(loop: Loop) -> Loss:
     "The loss of the current epoch: without vote weights in an unweighted warm-up."
     warmup = loop.stage.warmup

@@ -110,7 +110,7 @@ def finished(folder: Path, identity: dict) -> bool:
     whole = model.is_file() and model.stat().st_size > 0               # else it is written once more
     return manifest.get("status") == "finished" and whole
 
-
+# %% ../../nbs/08_training/12_results.ipynb #cbc08d49
 def same_table(folder: Path, identity: dict) -> None:
     "`CheckpointError` where a finished fold beside `folder` was made of another table of events."
     for path in sorted(Path(folder).parent.glob("fold*/manifest.json")):

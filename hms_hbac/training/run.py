@@ -193,7 +193,6 @@ def train(recipe: Recipe, comp_path: Path | str, runs: Path | str,
           log: bool = True, label_sources: dict | None = None, track: str | None = None,   # see `make_loop`
           without: int | None = None) -> Path:         # a second fold to leave out, for nested teachers
     """Train one fold of a recipe: the path of runs/<recipe>/fold<k>. What is finished is left alone.
-
     `Stopped` after a signal, everything saved; `CheckpointError` where the folder holds another run."""
     keep_memory()
     begin, folder = time.monotonic(), run_folder(runs, recipe.name, fold, without)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from hms_hbac.core import CHANNELS, EEG_SAMPLES, VOTES, DataError, RecipeError, spectrogram_columns
 from hms_hbac.draws import seed_everything
 from hms_hbac.inference.ensemble import check_submission
-from hms_hbac.inference.members import Crew, load_crew, load_run
+from hms_hbac.inference.members import Models, load_models, load_run
 from hms_hbac.inference.outputs import report_path
 from hms_hbac.inference.predict import predict
 from hms_hbac.models.recipe import build, load_recipe, save_recipe, without_downloads
@@ -81,8 +81,8 @@ def runs(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def crew(runs):
-    return load_crew(runs, device="cpu")
+def models(runs):
+    return load_models(runs, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -96,16 +96,16 @@ def comp(clean, tmp_path):
     return shutil.copytree(clean, tmp_path / "comp")
 
 
-def run(crew, comp, out, **kw):
-    status = predict(crew, comp, out, **({"batch_size": 4, "progress": False} | kw))
+def run(models, comp, out, **kw):
+    status = predict(models, comp, out, **({"batch_size": 4, "progress": False} | kw))
     assert check_submission(out, comp) == []
     return status, pd.read_csv(out, dtype={"eeg_id": str}), pd.read_csv(report_path(out), dtype=str)
 
 
 @pytest.fixture(scope="module")
-def baseline(crew, clean, tmp_path_factory):
+def baseline(models, clean, tmp_path_factory):
     out = tmp_path_factory.mktemp("baseline") / "s.csv"
-    status, frame, report = run(crew, clean, out)
+    status, frame, report = run(models, clean, out)
     assert status == 0 and len(report) == 0
     return frame
 
@@ -254,35 +254,35 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_one_broken_row(name, crew, comp, baseline, tmp_path):
+def test_one_broken_row(name, models, comp, baseline, tmp_path):
     spoil, reason, member, used = BROKEN[name]
     spoil(comp)
-    status, frame, report = run(crew, comp, tmp_path / "s.csv")
+    status, frame, report = run(models, comp, tmp_path / "s.csv")
     assert status == 3
     assert frame.iloc[[0, 2]].equals(baseline.iloc[[0, 2]])  # bit-identical: floats are written exactly
     assert set(report.row) == {"2"} and set(report.eeg_id) == {"2"}
     line = report[report.reason.str.startswith(reason)].iloc[0]
     assert (line.member, line.used) == (member, used)
     write_table(comp, [(1, 101), (3, 103)])  # and also to a folder without the row
-    _, without, _ = run(crew, comp, tmp_path / "t.csv")
+    _, without, _ = run(models, comp, tmp_path / "t.csv")
     assert without.equals(baseline.iloc[[0, 2]].reset_index(drop=True))
 
 
-def test_the_untouched_member_answers_alone(crew, comp, runs, tmp_path):
+def test_the_untouched_member_answers_alone(models, comp, runs, tmp_path):
     "Without its spectrogram a row gets exactly what the EEG models say, and the other way round."
     for lost, other in ((SPEC, "raw"), (EEG, "spec")):
         folder = shutil.copytree(comp, tmp_path / other)
         (folder / lost).unlink()
-        _, frame, _ = run(crew, folder, tmp_path / "s.csv")
-        _, alone, report = run(load_crew(runs / other), folder, tmp_path / "t.csv")
+        _, frame, _ = run(models, folder, tmp_path / "s.csv")
+        _, alone, report = run(load_models(runs / other), folder, tmp_path / "t.csv")
         assert len(report) == 0  # who does not need the file does not even notice
         assert frame.iloc[1].equals(alone.iloc[1])
 
 
-def test_nothing_left_is_the_prior(crew, comp, tmp_path):
+def test_nothing_left_is_the_prior(models, comp, tmp_path):
     for f in (EEG, SPEC):
         (comp / f).write_bytes(b"PAR1")
-    _, frame, report = run(crew, comp, tmp_path / "s.csv")
+    _, frame, report = run(models, comp, tmp_path / "s.csv")
     assert frame.loc[1, list(VOTES)].tolist() == pytest.approx(PRIOR)
     assert set(report.used) == {"prior"} and set(report.member) == {"spec", "raw"}
 
@@ -290,18 +290,18 @@ def test_nothing_left_is_the_prior(crew, comp, tmp_path):
 def test_a_long_eeg_stands_in_for_the_spectrogram(runs, comp, tmp_path):
     (comp / SPEC).unlink()
     write_eeg(comp / EEG, 2, samples=120_000)
-    status, frame, report = run(load_crew(runs / "spec"), comp, tmp_path / "s.csv")
+    status, frame, report = run(load_models(runs / "spec"), comp, tmp_path / "s.csv")
     assert status == 3 and report.used.tolist() == ["spectrogram made from the EEG"]
     assert not np.allclose(frame.loc[1, list(VOTES)].astype(float), PRIOR)
 
 
-def test_every_row_of_a_strange_table(crew, comp, baseline, tmp_path):
+def test_every_row_of_a_strange_table(models, comp, baseline, tmp_path):
     "Duplicate ids, ids beyond int64, no id at all: a row each, in order."
     big = "99999999999999999999999"
     write_table(
         comp, [(1, 101), (2, 102), (2, 102), (big, 101), ("", 102), ("-5", 103), ("../1", 101), (3, 103)]
     )
-    status = predict(crew, comp, tmp_path / "s.csv", batch_size=4, progress=False)
+    status = predict(models, comp, tmp_path / "s.csv", batch_size=4, progress=False)
     frame = pd.read_csv(tmp_path / "s.csv", dtype={"eeg_id": str}, keep_default_na=False)
     assert status == 3 and frame.eeg_id.tolist() == ["1", "2", "2", big, "", "-5", "../1", "3"]
     assert frame.iloc[[0, 1, 7]].reset_index(drop=True).equals(baseline)
@@ -312,22 +312,22 @@ def test_every_row_of_a_strange_table(crew, comp, baseline, tmp_path):
     assert set(report[report.reason.str.contains("more than once")].row) == {"2", "3"}
 
 
-def test_empty_and_missing_table(crew, comp, tmp_path):
+def test_empty_and_missing_table(models, comp, tmp_path):
     write_table(comp, [])
-    assert predict(crew, comp, tmp_path / "s.csv", progress=False) == 0
+    assert predict(models, comp, tmp_path / "s.csv", progress=False) == 0
     assert (tmp_path / "s.csv").read_text() == "eeg_id," + ",".join(VOTES) + "\n"
     (comp / "test.csv").write_text("")
     with pytest.raises(DataError, match="eeg_id"):
-        predict(crew, comp, tmp_path / "t.csv", progress=False)
+        predict(models, comp, tmp_path / "t.csv", progress=False)
     (comp / "test.csv").unlink()
     with pytest.raises(DataError, match="test.csv"):
-        predict(crew, comp, tmp_path / "t.csv", progress=False)
+        predict(models, comp, tmp_path / "t.csv", progress=False)
     assert not (tmp_path / "t.csv").exists()
 
 
-def test_a_table_without_spectrograms(crew, comp, tmp_path):
+def test_a_table_without_spectrograms(models, comp, tmp_path):
     (comp / "test.csv").write_text("eeg_id\n1\n2\n")
-    status, frame, report = run(crew, comp, tmp_path / "s.csv")
+    status, frame, report = run(models, comp, tmp_path / "s.csv")
     assert status == 3 and len(frame) == 2 and set(report.member) == {"spec"}
 
 
@@ -363,7 +363,7 @@ def test_broken_members(runs, clean, baseline, tmp_path, capsys):
     assert (
         report.reason.str.startswith("cannot be loaded").all() and (report.used == "the other members").all()
     )
-    run(load_crew(good, device="cpu"), clean, tmp_path / "t.csv")
+    run(load_models(good, device="cpu"), clean, tmp_path / "t.csv")
     assert (tmp_path / "s.csv").read_bytes() == (tmp_path / "t.csv").read_bytes()
     shutil.rmtree(good)
     assert predict(bad, clean, tmp_path / "s.csv", progress=False, device="cpu") == 3
@@ -371,9 +371,9 @@ def test_broken_members(runs, clean, baseline, tmp_path, capsys):
     assert check_submission(tmp_path / "s.csv", clean) == []
 
 
-def test_a_model_that_fails_on_the_way(crew, clean, baseline, tmp_path):
+def test_a_model_that_fails_on_the_way(models, clean, baseline, tmp_path):
     "An exception in forward and an answer of NaN cost the member its rows only."
-    spec, raw = (next(m for m in crew.members if m.group == g) for g in ("spec", "raw"))
+    spec, raw = (next(m for m in models.loaded if m.group == g) for g in ("spec", "raw"))
 
     class Broken:
         view = raw.system.view
@@ -392,14 +392,14 @@ def test_a_model_that_fails_on_the_way(crew, clean, baseline, tmp_path):
         (lambda x: x * np.nan, "the model's answer is not finite"),
     ):
         member = replace(raw, system=Broken(f))
-        status, frame, report = run(Crew([spec, member], torch.device("cpu")), clean, tmp_path / "s.csv")
+        status, frame, report = run(Models([spec, member], torch.device("cpu")), clean, tmp_path / "s.csv")
         assert status == 3 and set(report.reason) == {text} and len(report) == 3
-        _, alone, _ = run(Crew([spec], torch.device("cpu")), clean, tmp_path / "t.csv")
+        _, alone, _ = run(Models([spec], torch.device("cpu")), clean, tmp_path / "t.csv")
         assert frame.equals(alone)
 
 
-def test_out_of_memory_halves_the_batch(crew, clean, baseline, tmp_path):
-    raw = next(m for m in crew.members if m.group == "raw")
+def test_out_of_memory_halves_the_batch(models, clean, baseline, tmp_path):
+    raw = next(m for m in models.loaded if m.group == "raw")
     sizes = []
 
     class Crowded:
@@ -411,25 +411,25 @@ def test_out_of_memory_halves_the_batch(crew, clean, baseline, tmp_path):
                 raise torch.cuda.OutOfMemoryError("CUDA out of memory")
             return raw.system.classify(picture)
 
-    crowded = Crew([replace(raw, system=Crowded())], torch.device("cpu"))
+    crowded = Models([replace(raw, system=Crowded())], torch.device("cpu"))
     status, frame, _ = run(crowded, clean, tmp_path / "s.csv", batch_size=8)
     assert status == 0 and sizes == [8, 4, 2, 2, 2, 2]
-    _, alone, _ = run(Crew([raw], torch.device("cpu")), clean, tmp_path / "t.csv")
+    _, alone, _ = run(Models([raw], torch.device("cpu")), clean, tmp_path / "t.csv")
     np.testing.assert_allclose(frame[list(VOTES)], alone[list(VOTES)], atol=1e-6)
 
 
 def test_tta_and_weights(runs, clean, tmp_path):
-    flips = load_crew(runs, tta="flip_lr,flip_time,shift", device="cpu")
+    flips = load_models(runs, tta="flip_lr,flip_time,shift", device="cpu")
     assert all(len(m.transforms) == 5 for m in flips.members)
     assert run(flips, clean, tmp_path / "s.csv")[0] == 0
     with pytest.raises(RecipeError, match="flip_everything"):
         predict(runs, clean, tmp_path / "t.csv", tta="flip_everything", progress=False)
     a, b = (
-        run(load_crew(runs / n, device="cpu"), clean, tmp_path / "u.csv")[1][list(VOTES)].to_numpy()
+        run(load_models(runs / n, device="cpu"), clean, tmp_path / "u.csv")[1][list(VOTES)].to_numpy()
         for n in ("raw", "spec")
     )
     _, both, _ = run(
-        load_crew(runs, device="cpu"), clean, tmp_path / "v.csv", weights={"raw": 3.0, "spec": 1.0}
+        load_models(runs, device="cpu"), clean, tmp_path / "v.csv", weights={"raw": 3.0, "spec": 1.0}
     )
     np.testing.assert_allclose(both[list(VOTES)], 0.75 * a + 0.25 * b, atol=1e-12)
 
@@ -449,8 +449,8 @@ def test_views_do_not_look_at_neighbors(view, clean, comp, tmp_path):
         tmp_path / "run",
         dict(name="run", view=view, net=dict(kind="timm", backbone="test_efficientnet", pretrained="none")),
     )
-    crew = load_crew(tmp_path / "run", device="cpu")
-    _, before, _ = run(crew, clean, tmp_path / "s.csv")
+    models = load_models(tmp_path / "run", device="cpu")
+    _, before, _ = run(models, clean, tmp_path / "s.csv")
 
     def holes(f):
         f.iloc[2000:3000, :5] = np.nan
@@ -458,7 +458,7 @@ def test_views_do_not_look_at_neighbors(view, clean, comp, tmp_path):
 
     write_eeg(comp / EEG, 2, edit=holes)
     write_spectrogram(comp / SPEC, 2, edit=holes)
-    _, after, _ = run(crew, comp, tmp_path / "t.csv")
+    _, after, _ = run(models, comp, tmp_path / "t.csv")
     assert after.iloc[[0, 2]].equals(before.iloc[[0, 2]])
 
 
@@ -484,11 +484,11 @@ def test_killed_and_repeated(runs, clean, baseline, tmp_path):
         pd.testing.assert_frame_equal(pd.read_csv(out, dtype={"eeg_id": str}), baseline)
 
 
-def test_interrupt_in_the_middle_leaves_the_old_file(crew, clean, tmp_path):
+def test_interrupt_in_the_middle_leaves_the_old_file(models, clean, tmp_path):
     "Ctrl-C while a batch is computed."
     out = tmp_path / "s.csv"
     out.write_text("the old file")
-    raw = next(m for m in crew.members if m.group == "raw")
+    raw = next(m for m in models.loaded if m.group == "raw")
 
     class Interrupted:
         view = raw.system.view
@@ -497,13 +497,13 @@ def test_interrupt_in_the_middle_leaves_the_old_file(crew, clean, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        predict(Crew([replace(raw, system=Interrupted())], torch.device("cpu")), clean, out, progress=False)
+        predict(Models([replace(raw, system=Interrupted())], torch.device("cpu")), clean, out, progress=False)
     assert out.read_text() == "the old file" and [p.name for p in tmp_path.iterdir()] == ["s.csv"]
 
 
-def test_real_public_test(crew, real, tmp_path):
+def test_real_public_test(models, real, tmp_path):
     "The real public test row is clean, and its submission valid."
-    status, frame, report = run(crew, real / "competition", tmp_path / "s.csv")
+    status, frame, report = run(models, real / "competition", tmp_path / "s.csv")
     assert (status, len(frame), len(report)) == (0, 1, 0), report.reason.tolist()
 
 

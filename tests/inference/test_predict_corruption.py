@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from hms_hbac.core import CHANNELS, VOTES, spectrogram_columns
 from hms_hbac.inference.ensemble import check_submission
-from hms_hbac.inference.members import Crew, Member
+from hms_hbac.inference.members import FoldModel, Models
 from hms_hbac.inference.predict import predict
 from hms_hbac.views.algebra import Panels
 from hms_hbac.views.sequences import RawImage
@@ -37,7 +37,8 @@ class Tiny(torch.nn.Module):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """(folder, crew, files of row 2, their bytes, the good row's line in the clean submission, their tables).
+    """(folder, models, files of row 2, their bytes, the good row's line in the clean
+    submission, their tables).
 
     Row 1 is good, row 2 suffers."""
     comp = tmp_path_factory.mktemp("corrupt")
@@ -52,9 +53,9 @@ def place(tmp_path_factory):
         spec = pd.DataFrame(rng.lognormal(0, 1, (300, 400)).astype(np.float32), columns=spectrogram_columns())
         spec.assign(time=np.arange(1, 600, 2)).to_parquet(comp / f"test_spectrograms/{100 + i}.parquet")
     (comp / "test.csv").write_text("spectrogram_id,eeg_id,patient_id\n101,1,1\n102,2,1\n")
-    crew = Crew(
+    models = Models(
         [
-            Member(
+            FoldModel(
                 "spec",
                 "spec",
                 Tiny(Panels(), 1),
@@ -62,7 +63,7 @@ def place(tmp_path_factory):
                 lambda x: x.softmax(-1),
                 prior=np.full(6, 1 / 6),
             ),
-            Member("raw", "raw", Tiny(RawImage(rows=4), 2), [lambda b: b], lambda x: x.softmax(-1)),
+            FoldModel("raw", "raw", Tiny(RawImage(rows=4), 2), [lambda b: b], lambda x: x.softmax(-1)),
         ],
         torch.device("cpu"),
     )
@@ -71,13 +72,13 @@ def place(tmp_path_factory):
         for kind, name in (("eeg", "test_eegs/2.parquet"), ("spectrogram", "test_spectrograms/102.parquet"))
     }
     original = {k: f.read_bytes() for k, f in files.items()}
-    assert predict(crew, comp, comp / "s.csv", batch_size=2, progress=False) == 0
+    assert predict(models, comp, comp / "s.csv", batch_size=2, progress=False) == 0
     line = (comp / "s.csv").read_text().splitlines()[1]
     assert len(set(line.split(",")[1:])) == 6
     tables = {k: pq.read_table(pa.BufferReader(b)) for k, b in original.items()}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda fd: None)  # twice 600 times: the disk would be all that is measured
-        yield comp, crew, files, original, line, tables
+        yield comp, models, files, original, line, tables
 
 
 # ---- corruptions of bytes -------------------------------------------------------------------
@@ -231,10 +232,10 @@ def spoil_values(table, how):
 
 def check(place, kind, spoil):
     "Spoil one file of row 2, predict, and look at what was written."
-    comp, crew, files, original, line, _ = place
+    comp, models, files, original, line, _ = place
     try:
         spoil(files[kind])
-        status = predict(crew, comp, comp / "s.csv", batch_size=2, progress=False)
+        status = predict(models, comp, comp / "s.csv", batch_size=2, progress=False)
         lines = (comp / "s.csv").read_text().splitlines()
         assert check_submission(comp / "s.csv", comp) == []
         assert len(lines) == 3 and lines[1] == line, "the good row moved"
@@ -282,13 +283,13 @@ def test_any_values(place, kind, how):
 )
 def test_any_ids(place, ids):
     "Whatever stands in test.csv, there is a row for each, in order."
-    comp, crew, *_ = place
+    comp, models, *_ = place
     table = (comp / "test.csv").read_text()
     try:
         (comp / "test.csv").write_text(
             "spectrogram_id,eeg_id,patient_id\n" + "".join(f"102,{i},1\n" for i in ids), encoding="utf-8"
         )
-        predict(crew, comp, comp / "s.csv", batch_size=2, progress=False)
+        predict(models, comp, comp / "s.csv", batch_size=2, progress=False)
         frame = pd.read_csv(comp / "s.csv", dtype=str, keep_default_na=False)
         p = frame[list(VOTES)].astype(float).to_numpy()
         assert len(frame) == len(ids) and np.isfinite(p).all() and (p >= 0).all() and np.allclose(p.sum(1), 1)

@@ -10,7 +10,7 @@ from hms_hbac.cli import app
 from hms_hbac.core import VOTES, RecipeError, spectrogram_columns
 from hms_hbac.data.competition import Competition
 from hms_hbac.draws import seed_everything
-from hms_hbac.inference.members import load_crew
+from hms_hbac.inference.members import load_models
 from hms_hbac.inference.outputs import report_path
 from hms_hbac.inference.pooling import disagreement, entropy
 from hms_hbac.inference.predict import predict
@@ -214,14 +214,14 @@ def test_fitted_weights_reach_the_submission(place, tmp_path):
 def test_folds_and_recipes_share_pictures_and_reading(place, tmp_path, monkeypatch):
     "Each view once per batch and transform, each file once, whoever looks; answers stay the same."
     a_run(tmp_path / "runs", "other", 9, folds=2)
-    crew = load_crew([place / "runs", tmp_path / "runs"], tta="flip_lr", device="cpu")
-    assert sorted(map(len, crew.teams())) == [1, 4]
+    models = load_models([place / "runs", tmp_path / "runs"], tta="flip_lr", device="cpu")
+    assert sorted(map(len, models.teams())) == [1, 4]
     looks, files = [], []
-    for m in crew.members:
+    for m in models.loaded:
         m.system.view.register_forward_hook(lambda *_, name=m.name: looks.append(name))
     real = Competition.read_spectrogram
     monkeypatch.setattr(Competition, "read_spectrogram", lambda c, *a: files.append(a) or real(c, *a))
-    assert predict(crew, place / "comp", tmp_path / "s.csv", batch_size=4, progress=False) == 0
+    assert predict(models, place / "comp", tmp_path / "s.csv", batch_size=4, progress=False) == 0
     assert len(looks) == 2 * 2 and len(files) == 3  # two pictures, two transforms; three rows
     alone = []
     for run in (
@@ -230,7 +230,7 @@ def test_folds_and_recipes_share_pictures_and_reading(place, tmp_path, monkeypat
         tmp_path / "runs",
     ):
         predict(
-            load_crew(run, tta="flip_lr", device="cpu"),
+            load_models(run, tta="flip_lr", device="cpu"),
             place / "comp",
             tmp_path / "t.csv",
             batch_size=4,
