@@ -131,7 +131,7 @@ def expected_burden(truth: np.ndarray,       # (hours, 6) shares of each class i
                     level: float = .95,
                     windows: int = 1800,     # that count in an hour: shares are whole numbers of them
                     draws: int = 4000, seed: int = 0) -> np.ndarray:
-    "(hours, 6, 3): the share of each class that members should find, and the ends of its interval."
+    "(hours, 6, 3): the share of each class that models should find, and the ends of its interval."
     counts, rng = confusions(oof), np.random.default_rng(seed)
     mean, rates = mean_rates(counts), np.empty((draws, len(CLASSES), len(CLASSES)))
     for k in range(len(CLASSES)):
