@@ -184,9 +184,10 @@ def write_outputs(ids: Sequence[str], prob: np.ndarray, report: list[dict], out:
         raise SubmissionError(what, where=out, cure=rescue(ids, prob, out)) from e
 
 # %% ../../nbs/09_inference/04_outputs.ipynb #237c2f00
-def prior_of(comp: str | os.PathLike) -> np.ndarray:
+def prior_of(comp: str | os.PathLike | None) -> np.ndarray:
     "Mean vote share over the rows of `comp`'s train.csv, (6,); one sixth each where there is none."
-    for path in (Path(comp)/name for name in ("train.csv", "train.csv.gz")):
+    names = ("train.csv", "train.csv.gz") if comp is not None else ()
+    for path in (Path(comp)/name for name in names):
         try:
             if text_fault(path): continue
             votes = pd.read_csv(path, usecols=list(VOTES)).astype(float)

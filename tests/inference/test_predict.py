@@ -420,7 +420,7 @@ def test_out_of_memory_halves_the_batch(models, clean, baseline, tmp_path):
 
 def test_tta_and_weights(runs, clean, tmp_path):
     flips = load_models(runs, tta="flip_lr,flip_time,shift", device="cpu")
-    assert all(len(m.transforms) == 5 for m in flips.members)
+    assert all(len(m.transforms) == 5 for m in flips.loaded)
     assert run(flips, clean, tmp_path / "s.csv")[0] == 0
     with pytest.raises(RecipeError, match="flip_everything"):
         predict(runs, clean, tmp_path / "t.csv", tta="flip_everything", progress=False)
