@@ -14,7 +14,7 @@ import sys
 from shared import ROOT, cells, is_export, modules, notebooks
 
 MOST_EXPORTS, MOST_LINES, MOST_ENTRIES, MOST_BYTES = 2, 300, 18, 110
-MOST_EXPORTED, MOST_CELLS = 40, 60        # lines of an export cell (25 are the aim), cells of a notebook
+MOST_EXPORTED, MOST_CELLS = 25, 60        # lines of an export cell, cells of a notebook
 MOST_WEIGHT = 2**20              # bytes of a notebook, its pictures with it
 ENDINGS = "py|ipynb|yaml|yml|toml|ini|md|txt|csv|parquet|json|safetensors|html|whl|mat|edf"
 FILE = re.compile(rf"^[\w./*<>{{}}-]*\.({ENDINGS})$")
