@@ -48,7 +48,7 @@ await panel.sessionContext.shutdown(); panel.dispose(); })()"""
 class Server:
     "JupyterLab on a copy of the notebooks; settings, history and saves stay in the folder `base`."
     def __init__(self, base):
-        for name in ("nbs", "kaggle_kernels", "hms_hbac"):
+        for name in ("nbs", "kaggle_kernels", "hms_hbac", "bench"):
             ignore = shutil.ignore_patterns(".ipynb_checkpoints", "__pycache__")
             shutil.copytree(ROOT / name, base / name, ignore=ignore)
         places = ["JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTERLAB_SETTINGS_DIR",

@@ -139,6 +139,7 @@ def test_the_second_prepare_waits_says_so_and_finds_the_work_done(
 
 def test_nobody_removes_what_the_next_one_claims_the_cache_with(folder, tmp_path):
     "A second process that is about to write meta.json keeps its temporary file; other remains go."
+    recordings.claim(tmp_path, Competition(folder))
     mine, left = tmp_path / ".meta.json.x.part", tmp_path / ".index.parquet.x.part"
     for p in (mine, left): p.write_text("half")
     prepare(folder, tmp_path, workers=1, progress=False)
