@@ -70,6 +70,14 @@ def comp_dir(shared_folder):
 
 
 @pytest.fixture(scope="session")
+def few_dir(shared_folder):
+    "As `comp_dir`, with eleven events and three test rows."
+    from hms_hbac.simulate.competition import simulate
+    sizes = dict(patients=7, test_patients=2, seed=19, workers=1, progress=False, recordings_per_patient=1.)
+    return once(shared_folder, "few", lambda path: simulate(path, **sizes))
+
+
+@pytest.fixture(scope="session")
 def real():
     "The folder of real files that HMS_REAL names; the test is skipped, saying so, where there is none."
     folder = os.environ.get("HMS_REAL")

@@ -50,11 +50,11 @@ def wheel(tmp_path_factory):
     return folder
 
 
-def test_submit_ensemble(comp_dir, runs, wheel, tmp_path):
+def test_submit_ensemble(few_dir, runs, wheel, tmp_path):
     """All four members from the wheel's folder, through the new mount form.
 
     The blend is that of predict and ensemble here."""
-    table = rehearse(comp_dir, runs, ["submit-ensemble"], out=tmp_path, wheel=wheel)
+    table = rehearse(few_dir, runs, ["submit-ensemble"], out=tmp_path, wheel=wheel)
     row = table.iloc[0]
     assert passed(table) and row.difference <= 1e-6 and row.wall_s > 0 and row.memory_MB > 100, (
         table.to_string()
@@ -65,7 +65,7 @@ def test_submit_ensemble(comp_dir, runs, wheel, tmp_path):
     assert len(report) == 0
 
 
-def test_one_kernel_in_the_old_form_without_namespaces(comp_dir, runs, wheel, tmp_path):
+def test_one_kernel_in_the_old_form_without_namespaces(few_dir, runs, wheel, tmp_path):
     """The fallback: links and guarded sockets, the old mount form, an owner with capitals in the metadata.
 
     And fitted weights in place of the published ones, with what else was fitted."""
@@ -76,7 +76,7 @@ def test_one_kernel_in_the_old_form_without_namespaces(comp_dir, runs, wheel, tm
     meta = folder / "infer-panels/kernel-metadata.json"
     meta.write_text(meta.read_text().replace("INSERT_OWNER", "AnnSmith"))
     table = rehearse(
-        comp_dir,
+        few_dir,
         runs,
         ["infer-panels"],
         folder=folder,
@@ -121,13 +121,13 @@ try: (competition_folder()/"test.csv").write_text("")
 except OSError as e: print(e.strerror)'''
 
 
-def test_what_a_kernel_sees(comp_dir, runs, wheel, tmp_path):
+def test_what_a_kernel_sees(few_dir, runs, wheel, tmp_path):
     """The package from the wheel, an empty working folder, no network, inputs that cannot be written.
 
     In either kind of isolation."""
     folder = probe(tmp_path / "kernels", "probe", LOOK, CHANGE)
     for isolate in {can_isolate(), False}:
-        comp = shutil.copytree(comp_dir, tmp_path / f"comp{isolate}")
+        comp = shutil.copytree(few_dir, tmp_path / f"comp{isolate}")
         out = tmp_path / f"out{isolate}"
         table = rehearse(comp, runs, ["probe"], folder=folder, out=out, wheel=wheel, isolate=isolate,
                          compare=False)
@@ -136,7 +136,7 @@ def test_what_a_kernel_sees(comp_dir, runs, wheel, tmp_path):
         assert ((comp / "test.csv").stat().st_size > 0) == isolate
 
 
-def test_limits_errors_and_missing_inputs(comp_dir, runs, wheel, tmp_path):
+def test_limits_errors_and_missing_inputs(few_dir, runs, wheel, tmp_path):
     folder = probe(
         tmp_path/"kernels",
         "hang",
@@ -148,7 +148,7 @@ def test_limits_errors_and_missing_inputs(comp_dir, runs, wheel, tmp_path):
     folder = probe(folder, "broken", "1/0 # submission.csv")
     folder = probe(folder, "alone", "", kernel_sources=["ann/hms-train-panels"])
     table = rehearse(
-        comp_dir,
+        few_dir,
         runs,
         ["hang", "broken"],
         folder=folder,
@@ -161,17 +161,17 @@ def test_limits_errors_and_missing_inputs(comp_dir, runs, wheel, tmp_path):
     assert (
         "time limit" in table.state["hang"] and table.submission["hang"] == "every row is the same: the prior"
     )
-    assert check_submission(tmp_path/"out/hang/working/submission.csv", comp_dir) == [] and not passed(
+    assert check_submission(tmp_path/"out/hang/working/submission.csv", few_dir) == [] and not passed(
         table
     )
     assert "ZeroDivisionError" in table.state["broken"] and table.submission["broken"] == "none"
     with pytest.raises(KaggleError, match="nothing stands in for notebooks/hms-train-panels"):
-        rehearse(comp_dir, runs, ["alone"], folder=folder, out=tmp_path / "out", wheel=wheel)
+        rehearse(few_dir, runs, ["alone"], folder=folder, out=tmp_path / "out", wheel=wheel)
 
 
-def test_nothing_attached_does_not_pass(comp_dir, wheel, tmp_path):
+def test_nothing_attached_does_not_pass(few_dir, wheel, tmp_path):
     "A kernel without weights writes the prior: a valid file, and no pass."
-    table = rehearse(comp_dir, None, ["infer-panels"], out=tmp_path, wheel=wheel, scale="full")
+    table = rehearse(few_dir, None, ["infer-panels"], out=tmp_path, wheel=wheel, scale="full")
     assert not passed(table) and "the prior" in table.submission[0] and table.state[0] == "ok"
     report = pd.read_csv(tmp_path / "infer-panels/working/prediction_report.csv", dtype=str)
     assert set(preset("cranjis-final")) <= set(report.member)
@@ -204,19 +204,19 @@ def test_wheel_and_weights_commands(runs, tmp_path):
     )
 
 
-def test_the_command(comp_dir, tmp_path):
+def test_the_command(few_dir, tmp_path):
     "With the kernel of the winners: at demo scale it takes those of its recipes that are attached."
     members = ["efficientnet1d", "left_right_encoder", "raw_picture_b5"]
     assert set(members) < set(settings_of(KERNELS / "infer-winners/infer-winners.ipynb")["GROUPS"])
     runs = untrained(tmp_path / "runs", members)
-    given = ["--data", str(comp_dir), "--runs", str(runs), "--out", str(tmp_path / "out")]
+    given = ["--data", str(few_dir), "--runs", str(runs), "--out", str(tmp_path / "out")]
     got = CliRunner().invoke(kaggle_app, ["rehearse", "infer-winners", *given])
     assert got.exit_code == 0 and "passed" in got.output and "infer-winners" in got.output, got.output
     working = tmp_path / "out/infer-winners/working"
-    assert check_submission(working / "submission.csv", comp_dir) == []
+    assert check_submission(working / "submission.csv", few_dir) == []
     assert len(pd.read_csv(working / "prediction_report.csv")) == 0
     assert set(members) <= set((working.parent / "executed.ipynb").read_text().replace('"', " ").split())
     got = CliRunner().invoke(
-        kaggle_app, ["rehearse", "infer-panels", "--data", str(comp_dir), "--attach", "nonsense"]
+        kaggle_app, ["rehearse", "infer-panels", "--data", str(few_dir), "--attach", "nonsense"]
     )
     assert got.exit_code == 2
