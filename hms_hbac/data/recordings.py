@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'SHARD', 'KINDS', 'PLACE', 'half', 'pack_eeg', 'pack_power', 'unpack_power', 'shard_path', 'shard_done',
-           'pack_file', 'write_shard', 'run_joblib', 'run_dask', 'claim', 'locked', 'plan', 'write_index', 'prepare',
-           'Recordings', 'damaged', 'check_sizes', 'whole_index', 'map_shard', 'map_recording']
+           'pack_file', 'write_shard', 'run_joblib', 'dask_client', 'run_dask', 'claim', 'locked', 'plan',
+           'write_index', 'prepare', 'Recordings', 'damaged', 'check_sizes', 'whole_index', 'map_shard',
+           'map_recording']
 
 # %% ../../nbs/03_data/03_recordings.ipynb #a70248ef
 import os
@@ -128,21 +129,30 @@ def run_joblib(tasks: list[tuple], workers: int, backend: str | None) -> Iterato
     yield from pool(delayed(write_shard)(*t) for t in tasks)
 
 # %% ../../nbs/03_data/03_recordings.ipynb #91c4827a
-def run_dask(tasks: list[tuple], dask: object, timeout: float = 20) -> Iterator[int]:
-    "The same on a Dask cluster: `dask` is the scheduler's address or a `Client` (answer within `timeout` s)."
+@contextmanager
+def dask_client(dask: object) -> Iterator:
+    """A Dask client for a scheduler's address, closed at the end; a `Client` is handed on as it is.
+
+    `HmsError` where none answers within dask's own `distributed.comm.timeouts.connect`."""
     try:
-        from distributed import Client, as_completed
+        from distributed import Client
     except ImportError:
         raise HmsError("the package distributed is missing", cure="pip install 'hms_hbac[dask]'") from None
-    try: client = dask if isinstance(dask, Client) else Client(dask, timeout=timeout, set_as_default=False)
+    try: client = dask if isinstance(dask, Client) else Client(dask, set_as_default=False)
     except (OSError, ValueError) as e:
         what = f"no Dask scheduler answers ({e})"
         raise HmsError(what, where=dask, cure="start one with: dask scheduler") from None
-    try:
-        futures = [client.submit(write_shard, *t, pure=False) for t in tasks]
-        for done in as_completed(futures, loop=client.loop): yield done.result()
+    try: yield client
     finally:
         if client is not dask: client.close()
+
+
+def run_dask(tasks: list[tuple], dask: object) -> Iterator[int]:
+    "The same on a Dask cluster: `dask` is the scheduler's address or a `Client`."
+    with dask_client(dask) as client:
+        from distributed import as_completed
+        futures = [client.submit(write_shard, *t, pure=False) for t in tasks]
+        for done in as_completed(futures, loop=client.loop): yield done.result()
 
 # %% ../../nbs/03_data/03_recordings.ipynb #9cc29265
 def claim(cache: Path | str, comp: Competition) -> dict:

@@ -19,6 +19,7 @@ import pandas as pd
 from ..core import DataError, HmsError, atomic_write, is_ours, read_json, write_json
 from ..data.annotations import Event, annotate, write_events
 from ..data.edf import EdfFile
+from ..data.recordings import dask_client
 from ..data.stream import Stream, open_recording
 from .burden import burden, longest, runs, totals
 from .page import esc, page, table, text
@@ -170,21 +171,12 @@ def run_tasks(jobs: list[tuple], workers: int, backend: str | None, dask: object
         yield from Parallel(workers, batch_size=1, return_as="generator_unordered", **how)(
             delayed(task)(*j) for j in jobs)
         return
-    try:
-        from distributed import Client, as_completed
-    except ImportError:
-        raise HmsError("the package distributed is missing", cure="pip install 'hms_hbac[dask]'") from None
-    try: client = dask if isinstance(dask, Client) else Client(dask, timeout=20, set_as_default=False)
-    except (OSError, ValueError) as e:
-        what = f"no Dask scheduler answers ({e})"
-        raise HmsError(what, where=dask, cure="start one with: dask scheduler") from None
-    try:
+    with dask_client(dask) as client:
+        from distributed import as_completed
         names = {client.submit(task, *j, pure=False): j[0] for j in jobs}
         for done in as_completed(names, loop=client.loop):
             lost = done.exception()                    # of the machine: `task` itself raises nothing
             yield {"name": names[done], "fault": reason(lost)} if lost else done.result()
-    finally:
-        if client is not dask: client.close()
 
 # %% ../../nbs/10_evaluation/18_reading.ipynb #6393f474
 def ranking(told: list[dict]) -> pd.DataFrame:

@@ -160,9 +160,10 @@ def predict_table(models: Models, comp: Competition, batch_size: int = 32, progr
     needs = frozenset().union(*(m.needs for m in models.loaded))
     eeg, steps = "eeg" in needs, SPEC_STEPS if "spectrogram" in needs else 0
     if not models.loaded or not ids: return answers
-    source, limit = FolderSource(comp, "test", keep=2), {"size": batch_size}
-    chunks = [range(a, min(a + batch_size, len(ids))) for a in range(0, len(ids), batch_size)]
-    def read(rows): return read_slots(source, table, rows, batch_size, eeg, steps)
+    slots = min(batch_size, len(ids))                             # as many in the last batch as in the first
+    source, limit = FolderSource(comp, "test", keep=2), {"size": slots}
+    chunks = [range(a, min(a + slots, len(ids))) for a in range(0, len(ids), slots)]
+    def read(rows): return read_slots(source, table, rows, slots, eeg, steps)
     reader = Prefetch(chunks, read, depth=1, pin=models.device.type == "cuda")
     try:
         with tqdm(total=len(ids), unit="row", desc="predict", disable=not progress) as bar:

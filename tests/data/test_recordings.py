@@ -186,8 +186,10 @@ def test_dask_makes_the_same_bytes_though_a_worker_dies(folder, cache, tmp_path,
 
 def test_dask_without_a_scheduler(folder, tmp_path):
     pytest.importorskip("distributed")
-    with pytest.raises(HmsError, match="no Dask scheduler answers"):
-        list(recordings.run_dask([], "tcp://127.0.0.1:9", timeout=1))
+    import dask
+    with (dask.config.set({"distributed.comm.timeouts.connect": "1s"}),
+          pytest.raises(HmsError, match="no Dask scheduler answers")):
+        list(recordings.run_dask([], "tcp://127.0.0.1:9"))
 
 
 # ---- reading

@@ -282,6 +282,7 @@ def test_the_subpackage_is_light_and_has_the_reader():
 def test_dask_reads_on_though_a_worker_dies(runs, eeg, tmp_path, cluster):
     import threading
 
+    import dask
     from distributed import Client
 
     from hms_hbac.evaluation.reading import read_recordings
@@ -316,5 +317,6 @@ def test_dask_reads_on_though_a_worker_dies(runs, eeg, tmp_path, cluster):
         prob = pd.read_parquet(out / name / "probabilities.parquet")[list(CLASSES)].to_numpy()
         here = reader.read(tmp_path / f"in/{name}.parquet", progress=False).prob
         np.testing.assert_allclose(prob, here, atol=1e-6)
-    with pytest.raises(HmsError, match="no Dask scheduler answers"):
+    with (dask.config.set({"distributed.comm.timeouts.connect": "1s"}),
+          pytest.raises(HmsError, match="no Dask scheduler answers")):
         read_recordings([tmp_path / "in"], runs, tmp_path / "b", dask="tcp://127.0.0.1:9", progress=False)
