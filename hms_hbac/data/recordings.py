@@ -4,15 +4,14 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'SHARD', 'KINDS', 'PLACE', 'half', 'pack_eeg', 'pack_power', 'unpack_power', 'shard_path', 'shard_done',
-           'pack_file', 'write_shard', 'run_joblib', 'dask_client', 'run_dask', 'claim', 'locked', 'plan',
-           'write_index', 'prepare', 'Recordings', 'damaged', 'check_sizes', 'whole_index', 'map_shard',
-           'map_recording']
+           'pack_file', 'write_shard', 'run_joblib', 'on_cluster', 'claim', 'locked', 'plan', 'write_index', 'prepare',
+           'Recordings', 'damaged', 'check_sizes', 'whole_index', 'map_shard', 'map_recording']
 
 # %% ../../nbs/03_data/03_recordings.ipynb #a70248ef
 import os
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -63,8 +62,7 @@ def unpack_power(root: np.ndarray) -> np.ndarray:
     return np.multiply(root, root, out=root)
 
 # %% ../../nbs/03_data/03_recordings.ipynb #6f24e37a
-FORMAT = 1
-SHARD = 32                           # recordings per shard
+FORMAT, SHARD = 1, 32                # of the cache; recordings per shard
 KINDS = ("eegs", "spectrograms")
 PLACE = ["id", "shard", "offset", "rows", "start_s", "error"]       # columns of the index
 
@@ -129,30 +127,22 @@ def run_joblib(tasks: list[tuple], workers: int, backend: str | None) -> Iterato
     yield from pool(delayed(write_shard)(*t) for t in tasks)
 
 # %% ../../nbs/03_data/03_recordings.ipynb #91c4827a
-@contextmanager
-def dask_client(dask: object) -> Iterator:
-    """A Dask client for a scheduler's address, closed at the end; a `Client` is handed on as it is.
+def on_cluster(work: Callable, jobs: list[tuple], dask: object) -> Iterator[tuple]:
+    """(job, future) of `work(*job)` as they end; `dask` is the address of a scheduler, or its `Client`.
 
     `HmsError` where none answers within dask's own `distributed.comm.timeouts.connect`."""
     try:
-        from distributed import Client
-    except ImportError:
-        raise HmsError("the package distributed is missing", cure="pip install 'hms_hbac[dask]'") from None
+        from distributed import Client, as_completed
+    except ImportError: raise HmsError("needs distributed", cure="pip install 'hms_hbac[dask]'") from None
     try: client = dask if isinstance(dask, Client) else Client(dask, set_as_default=False)
     except (OSError, ValueError) as e:
-        what = f"no Dask scheduler answers ({e})"
-        raise HmsError(what, where=dask, cure="start one with: dask scheduler") from None
-    try: yield client
+        raise HmsError(f"no Dask scheduler answers ({e})", where=dask, cure="start one: dask scheduler") from e
+    try:
+        futures = {client.submit(work, *j, pure=False): j for j in jobs}
+        for done in as_completed(futures, loop=client.loop): yield futures[done], done
     finally:
         if client is not dask: client.close()
 
-
-def run_dask(tasks: list[tuple], dask: object) -> Iterator[int]:
-    "The same on a Dask cluster: `dask` is the scheduler's address or a `Client`."
-    with dask_client(dask) as client:
-        from distributed import as_completed
-        futures = [client.submit(write_shard, *t, pure=False) for t in tasks]
-        for done in as_completed(futures, loop=client.loop): yield done.result()
 
 # %% ../../nbs/03_data/03_recordings.ipynb #9cc29265
 def claim(cache: Path | str, comp: Competition) -> dict:
@@ -208,7 +198,7 @@ def write_index(cache: Path | str, tasks: list[tuple]) -> None:
 # %% ../../nbs/03_data/03_recordings.ipynb #rec00009
 def prepare(comp: Competition | Path | str, cache: Path | str, workers: int = 2, progress: bool = True,
             backend: str | None = None,  # joblib's, see `run_joblib`
-            dask: object = None,         # scheduler of a cluster, see `run_dask`
+            dask: object = None,         # scheduler of a cluster, see `on_cluster`
             verify: bool = False,        # read the shards that are there and compare their checksums
             ) -> "Recordings":
     "Build or complete the cache of a competition's training recordings and open it. Restartable."
@@ -225,7 +215,9 @@ def prepare(comp: Competition | Path | str, cache: Path | str, workers: int = 2,
         tasks, missing = plan(comp, cache, meta, verify)
         total, todo = sum(len(t[3]) for t in tasks), sum(len(t[3]) for t in missing)
         with tqdm(total=total, initial=total - todo, desc="prepare", unit="file", disable=not progress) as b:
-            for n in run_dask(missing, dask) if dask else run_joblib(missing, workers, backend): b.update(n)
+            if dask: counts = (done.result() for _, done in on_cluster(write_shard, missing, dask))
+            else: counts = run_joblib(missing, workers, backend)
+            for n in counts: b.update(n)
         if missing or not index.is_file(): write_index(cache, tasks)
     return Recordings(cache)
 

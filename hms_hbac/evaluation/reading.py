@@ -19,7 +19,7 @@ import pandas as pd
 from ..core import DataError, HmsError, atomic_write, is_ours, read_json, write_json
 from ..data.annotations import Event, annotate, write_events
 from ..data.edf import EdfFile
-from ..data.recordings import dask_client
+from ..data.recordings import on_cluster
 from ..data.stream import Stream, open_recording
 from .burden import burden, longest, runs, totals
 from .page import esc, page, table, text
@@ -171,12 +171,9 @@ def run_tasks(jobs: list[tuple], workers: int, backend: str | None, dask: object
         yield from Parallel(workers, batch_size=1, return_as="generator_unordered", **how)(
             delayed(task)(*j) for j in jobs)
         return
-    with dask_client(dask) as client:
-        from distributed import as_completed
-        names = {client.submit(task, *j, pure=False): j[0] for j in jobs}
-        for done in as_completed(names, loop=client.loop):
-            lost = done.exception()                    # of the machine: `task` itself raises nothing
-            yield {"name": names[done], "fault": reason(lost)} if lost else done.result()
+    for job, done in on_cluster(task, jobs, dask):
+        lost = done.exception()                        # of the machine: `task` itself raises nothing
+        yield {"name": job[0], "fault": reason(lost)} if lost else done.result()
 
 # %% ../../nbs/10_evaluation/18_reading.ipynb #6393f474
 def ranking(told: list[dict]) -> pd.DataFrame:

@@ -189,7 +189,7 @@ def test_dask_without_a_scheduler(folder, tmp_path):
     import dask
     with (dask.config.set({"distributed.comm.timeouts.connect": "1s"}),
           pytest.raises(HmsError, match="no Dask scheduler answers")):
-        list(recordings.run_dask([], "tcp://127.0.0.1:9"))
+        list(recordings.on_cluster(recordings.write_shard, [], "tcp://127.0.0.1:9"))
 
 
 # ---- reading
