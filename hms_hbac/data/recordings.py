@@ -136,7 +136,7 @@ def on_cluster(work: Callable, jobs: list[tuple], dask: object) -> Iterator[tupl
     except ImportError: raise HmsError("needs distributed", cure="pip install 'hms_hbac[dask]'") from None
     try: client = dask if isinstance(dask, Client) else Client(dask, set_as_default=False)
     except (OSError, ValueError) as e:
-        raise HmsError(f"no Dask scheduler answers ({e})", where=dask, cure="start one: dask scheduler") from e
+        raise HmsError(f"no Dask scheduler answers ({e})", where=dask, cure="start one") from e
     try:
         futures = {client.submit(work, *j, pure=False): j for j in jobs}
         for done in as_completed(futures, loop=client.loop): yield futures[done], done
@@ -294,8 +294,7 @@ def map_recording(self: Recordings, kind: str, id: int) -> np.ndarray:
     if error: raise DataError(error, where=f"{kind}/{id}.parquet", cure="replace it and prepare a new cache")
     shape = (*self.shapes[kind], rows)
     if (kind, shard) not in self._maps: self._maps[kind, shard] = map_shard(self, kind, shard)
-    flat = self._maps[kind, shard][offset:offset + int(np.prod(shape))]
-    return flat.view(np.ndarray).reshape(shape)
+    return self._maps[kind, shard][offset:offset + int(np.prod(shape))].view(np.ndarray).reshape(shape)
 
 
 Recordings.whole = map_recording
