@@ -199,7 +199,7 @@ def choice_of(table: pd.DataFrame) -> dict:
     rivals, clear = table.drop(index="mean"), table[table.low > 0]
     if not len(rivals): return dict(choice="mean", reason="no other method was asked for")
     near = clear.gain.idxmax() if len(clear) else rivals.low.idxmax()
-    span = "{gain:.4f} (95 % interval {low:.4f} … {high:.4f})".format(**table.loc[near])
+    span = "{gain:.5f} (95 % interval {low:.5f} … {high:.5f})".format(**table.loc[near])
     if len(clear): return dict(choice=near, reason=f"it gains {span} over the plain mean")
     reason = f"no rival's interval lies above zero; the nearest is {near} with a gain of {span}"
     return dict(choice="mean", reason=reason)
