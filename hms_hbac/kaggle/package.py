@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['APART', 'PLACE', 'SENTENCES', 'KEPT', 'sha256', 'write_manifest', 'verify', 'find_repository', 'pip', 'fetch_wheel',
-           'build_package', 'build_wheel', 'blanked', 'public_recipe', 'packed_state', 'pack_run', 'packed_blend',
-           'run_names', 'pack_weights']
+           'build_package', 'build_wheel', 'blanked', 'public_recipe', 'packed_state', 'check_model', 'pack_run',
+           'packed_blend', 'run_names', 'pack_weights']
 
 # %% ../../nbs/11_kaggle/04_package.ipynb #79fa0e78
 import hashlib
@@ -22,6 +22,7 @@ from typing import Any
 
 import pandas as pd
 import yaml
+from safetensors import safe_open
 
 from ..core import HmsError, KaggleError, RecipeError, atomic_write, read_json, write_json
 from ..inference.members import find_runs, run_prior
@@ -182,6 +183,18 @@ def packed_state(folder: Path) -> str:
     missing = [n for n in ("recipe.yaml", "model.safetensors") if not (folder/n).is_file()]
     return f"left out: no {missing[0]}" if missing else "packed"
 
+# %% ../../nbs/11_kaggle/04_package.ipynb #b86d2a47
+def check_model(path: Path) -> None:
+    "`KaggleError` where a model is no whole safetensors file."
+    try:
+        with safe_open(path, "np") as f: names = list(f.keys())
+    except Exception as e:
+        names, why = [], str(e)
+    else: why = "it names no weights"
+    if not names:
+        raise KaggleError(f"not a safetensors file ({why})", where=path,
+                          cure="train that fold again, with --fresh, or fetch it again, and pack then")
+
 # %% ../../nbs/11_kaggle/04_package.ipynb #758d4547
 def pack_run(folder: Path, target: Path) -> None:
     "Copy what prediction needs of one run: bytes of its own, so that editing one does not edit the other."
@@ -189,6 +202,7 @@ def pack_run(folder: Path, target: Path) -> None:
     with atomic_write(target/"recipe.yaml") as tmp:
         tmp.write_text(yaml.safe_dump(public_recipe(folder/"recipe.yaml"), sort_keys=False), encoding="utf-8")
     load_recipe(str(target/"recipe.yaml"))                              # what is packed can be read
+    check_model(folder/"model.safetensors")
     shutil.copyfile(folder/"model.safetensors", target/"model.safetensors")
     try: manifest = read_json(folder/"manifest.json")
     except HmsError: manifest = {}

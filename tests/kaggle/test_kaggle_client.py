@@ -396,12 +396,15 @@ def test_weights_as_a_model(stub, tmp_path, monkeypatch):
     """Packed, uploaded by kagglehub, and the exact version asked for.
 
     A push then attaches it in place of the dataset."""
+    import torch
+
     from hms_hbac.models.recipe import load_recipe, save_recipe
+    from hms_hbac.training.checkpoints import save_weights
     hub = Hub()
     monkeypatch.setitem(sys.modules, "kagglehub", hub)
     stub.GetModelInstance = lambda b: {"id": 1, "versionNumber": hub.version, "slug": "default"}
     save_recipe(load_recipe("panels_b0", "demo"), tmp_path / "runs/panels_b0/fold0/recipe.yaml")
-    (tmp_path / "runs/panels_b0/fold0/model.safetensors").write_text("weights")
+    save_weights(tmp_path / "runs/panels_b0/fold0/model.safetensors", {"bias": torch.zeros(6)})
     got = run("weights", tmp_path / "runs", "--out", tmp_path / "w", "--as", "model")
     handle = "annsmith/hms-hbac-weights/pyTorch/default"
     assert got.exit_code == 0 and f"model_sources: {handle}/3" in got.output, got.output

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from typer.testing import CliRunner
 
@@ -16,6 +17,7 @@ from hms_hbac.kaggle.commands import kaggle_app
 from hms_hbac.kaggle.folders import MARK, claim, files_of, renewed
 from hms_hbac.kaggle.package import pack_weights, public_recipe, verify, write_manifest
 from hms_hbac.models.recipe import load_recipe, recipe_yaml, save_recipe
+from hms_hbac.training.checkpoints import save_weights
 
 
 def snapshot(folder): return {n: (Path(folder) / n).read_bytes() for n in files_of(folder)}
@@ -23,7 +25,7 @@ def snapshot(folder): return {n: (Path(folder) / n).read_bytes() for n in files_
 
 @pytest.fixture
 def runs(tmp_path):
-    "Two finished folds and one that is paused; the model is not a real one, packing does not read it."
+    "Two finished folds and one that is paused; the model holds six numbers."
     for fold, status in enumerate(("finished", "finished", "paused")):
         f = tmp_path / f"runs/panels_b0/fold{fold}"
         write_json(
@@ -31,7 +33,7 @@ def runs(tmp_path):
             {"status": status, "prior": [0.2, 0.2, 0.2, 0.2, 0.1, 0.1], "data_path": "/home/lovelace"},
         )
         save_recipe(load_recipe("panels_b0", "demo"), f / "recipe.yaml")
-        (f / "model.safetensors").write_text(f"weights {fold}")
+        save_weights(f / "model.safetensors", {"bias": torch.full((6,), float(fold))})
     return tmp_path / "runs"
 
 
@@ -85,7 +87,8 @@ def test_weights_twice_and_a_strangers_file(tmp_path, runs):
 def test_packed_files_are_copies(tmp_path, runs):
     "Not hard links, and not links: editing the packed model leaves the run's as it was."
     real = tmp_path / "elsewhere.safetensors"
-    real.write_text("linked")
+    save_weights(real, {"bias": torch.ones(6)})
+    linked, own = real.read_bytes(), (runs / "panels_b0/fold1/model.safetensors").read_bytes()
     (runs / "panels_b0/fold0/model.safetensors").unlink()
     (runs / "panels_b0/fold0/model.safetensors").symlink_to(real)
     pack_weights(runs, tmp_path / "weights")
@@ -93,10 +96,22 @@ def test_packed_files_are_copies(tmp_path, runs):
         packed = tmp_path / f"weights/panels_b0/fold{fold}/model.safetensors"
         assert not packed.is_symlink() and packed.stat().st_nlink == 1
         packed.write_text("edited")
-    assert (
-        real.read_text() == "linked"
-        and (runs/"panels_b0/fold1/model.safetensors").read_text() == "weights 1"
-    )
+    assert real.read_bytes() == linked
+    assert (runs / "panels_b0/fold1/model.safetensors").read_bytes() == own
+
+
+@pytest.mark.parametrize("how", ["text", "cut off", "empty", "no weights"])
+def test_a_damaged_model_is_not_packed(tmp_path, runs, how):
+    "It is named, with the cure; the dataset that was packed before stays as it was."
+    out, model = tmp_path / "weights", runs / "panels_b0/fold1/model.safetensors"
+    pack_weights(runs, out)
+    before = snapshot(out)
+    if how == "no weights": save_weights(model, {})
+    else: model.write_bytes({"text": b"no model", "cut off": model.read_bytes()[:-8], "empty": b""}[how])
+    with pytest.raises(KaggleError, match="not a safetensors file"): pack_weights(runs, out)
+    got = run("weights", runs, "--out", out)
+    assert got.exit_code == 1 and "panels_b0/fold1/model.safetensors" in got.output.replace("\n", "")
+    assert "cure: train that fold again" in got.output and snapshot(out) == before
 
 
 def test_a_recipe_without_paths(tmp_path):
