@@ -57,7 +57,7 @@ def read_table(path: Path | str, names: Iterable[str]) -> tuple[pa.Table, pa.Sch
         with pq.ParquetFile(path) as f:
             names, schema, rows = set(names), f.schema_arrow, row_count(f.metadata)
             used = [n for n in schema.names if n in names]
-            if rows * len(used) <= MOST_VALUES:
+            if rows * max(len(names), len(used)) <= MOST_VALUES:          # absent ones become NaN
                 return f.read(None if len(used) == len(schema.names) else used, use_threads=False), schema
     except (pa.ArrowException, OSError, ValueError) as e:
         reason = (str(e).splitlines() or ["?"])[0][:120]

@@ -89,6 +89,13 @@ def test_duplicate_columns_are_named_and_the_first_is_read(tmp_path):
     np.testing.assert_array_equal(x[CHANNELS.index("Cz")], eeg_table().Cz)
 
 
+def test_absent_columns_count_as_well(tmp_path):
+    "A file of one column and many rows, so small on the disk, was filled up with NaN to 16 GB."
+    pq.write_table(pa.table({"LL_0.59": pa.array(np.zeros(10_000_000, np.float32))}), tmp_path / "1.parquet")
+    with pytest.raises(DataError, match="10,000,000 rows are too many for a recording"):
+        read_spectrogram(tmp_path / "1.parquet")
+
+
 def test_a_small_file_with_very_many_rows_is_refused_by_its_footer(tmp_path):
     import tracemalloc
 
