@@ -133,7 +133,7 @@ class Commands(typer.core.TyperGroup):
                 finally: sys.stdout.flush()                # behind it may be a full disk, too
         except (typer.Exit, typer.Abort, CLICK, BrokenPipeError): raise
         except SystemExit as e:
-            if e.code == 128 + signal.SIGTERM:
+            if type(e) is SystemExit and e.code == 128 + signal.SIGTERM:       # a training speaks for itself
                 typer.secho("stopped; what is finished is kept", fg="red", err=True)
             raise
         except KeyboardInterrupt:

@@ -248,7 +248,7 @@ def pack_weights(
             size = sum(f.stat().st_size for f in (build/name).glob("*"))
             rows.append(dict(run=name, MB=round(size / 1e6, 2), state=state))
         if not any(r["state"] == "packed" for r in rows):
-            raise KaggleError("no finished run", where=runs,
+            raise KaggleError("no finished run", where=", ".join(map(str, named)),
                               cure="train to the end first: `hms-hbac runs` shows the state of each")
         if fitted: (build/"weights.yaml").write_text(fitted, encoding="utf-8")
         write_manifest(build)

@@ -70,6 +70,7 @@ def test_a_signal_to_the_group_pauses_all_workers(comp_dir, tmp_path):
         told = (tmp_path / "said.txt").read_text()[-2000:]
         assert p.exitcode == 128 + number, (p.exitcode, told)
         assert "Traceback" not in told and "the same command goes on" in told, told
+        assert "what is finished is kept" not in told, told            # said once
         runs = [read_run(s.parent.parent) for s in states(tmp_path)]
         assert [r["status"] for r in runs] == ["paused"] * 2
         saved = updates(tmp_path)
