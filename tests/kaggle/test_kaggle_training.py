@@ -11,14 +11,14 @@ from hms_hbac.kaggle.package import build_wheel
 from hms_hbac.kaggle.rehearse import passed, rehearse
 
 
-def test_training_pauses_and_goes_on(few_dir, tmp_path):
+def test_training_pauses_and_goes_on(comp_dir, tmp_path):
     """A budget of a second stops after one update.
 
     A second run with the first's output attached finishes, and predicts."""
     wheel = tmp_path / "wheel"
     build_wheel(wheel, extra=())
     first = rehearse(
-        few_dir, None, ["train-panels"], out=tmp_path/"first", wheel=wheel, env={"HMS_TIME_BUDGET": "1s"}
+        comp_dir, None, ["train-panels"], out=tmp_path/"first", wheel=wheel, env={"HMS_TIME_BUDGET": "1s"}
     )
     assert passed(first), first.to_string()
     manifest = Path("runs/panels_twostage_4conf_b0/fold0/manifest.json")
@@ -28,7 +28,7 @@ def test_training_pauses_and_goes_on(few_dir, tmp_path):
     text = (tmp_path / "first/train-panels/executed.ipynb").read_text()
     assert "1 of 1 runs are not finished: push again with --resume" in text
     second = rehearse(
-        few_dir,
+        comp_dir,
         None,
         ["train-panels"],
         out=tmp_path/"second",
@@ -45,7 +45,7 @@ def test_training_pauses_and_goes_on(few_dir, tmp_path):
     # the attached output is as it was
     assert read_json(working / manifest) == before
     table = rehearse(
-        few_dir,
+        comp_dir,
         tmp_path/"second/train-panels/working/runs",
         ["infer-panels"],
         out=tmp_path/"third",
@@ -54,12 +54,12 @@ def test_training_pauses_and_goes_on(few_dir, tmp_path):
     assert passed(table), table.to_string()
 
 
-def test_two_processes(few_dir, tmp_path):
+def test_two_processes(comp_dir, tmp_path):
     """What a kernel starts on two GPUs, here on the CPU.
 
     Torchrun, one checkpoint, a pause on which both agree."""
-    prepare(Competition(few_dir), tmp_path / "cache", workers=1, progress=False)
-    command = launch(["panels_b0", few_dir, tmp_path / "runs", 0, tmp_path / "cache", "demo", 1], gpus=2)
+    prepare(Competition(comp_dir), tmp_path / "cache", workers=1, progress=False)
+    command = launch(["panels_b0", comp_dir, tmp_path / "runs", 0, tmp_path / "cache", "demo", 1], gpus=2)
     done = subprocess.run(
         command, capture_output=True, text=True, env=dict(os.environ, CUDA_VISIBLE_DEVICES="")
     )
