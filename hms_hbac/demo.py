@@ -148,7 +148,7 @@ def repository_here() -> bool:
 
 # %% ../nbs/12_demo.ipynb #631c6b4a
 def rehearse_kernels(comp: Competition, out: Path, workers: int = 2) -> None:
-    """Train `OTHERS` briefly on some 40 rows, rehearse the inference kernels on all runs, print the table.
+    """Train `OTHERS` on some 40 rows, none held out; rehearse the kernels on all runs; print the table.
 
     `KaggleError` unless all passed."""
     from joblib import Parallel, delayed
@@ -157,7 +157,7 @@ def rehearse_kernels(comp: Competition, out: Path, workers: int = 2) -> None:
     for folder in (out/"runs").iterdir():
         if not (runs/folder.name).exists(): (runs/folder.name).symlink_to(folder.resolve())
     share = min(1., 40 / len(events(comp.train)))
-    def job(name): return delayed(train_before)(None, brief(name, share), comp.path, runs, 0, cores=1,
+    def job(name): return delayed(train_before)(None, brief(name, share), comp.path, runs, -1, cores=1,
                                                 cache=out/"cache", log=name == OTHERS[0])
     Parallel(workers, batch_size=1)(map(job, OTHERS))
     table = rehearse(comp.path, runs, out=out/"rehearsal", scale="demo", workers=workers)
