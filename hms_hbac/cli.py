@@ -176,8 +176,8 @@ def train(
     from hms_hbac.models.recipe import load_recipe
     made, chosen = load_recipe(recipe, scale, set or ()), numbers(folds, "--folds")
     from hms_hbac.training.plan import competition_plan
-    from hms_hbac.training.run import known_folds, train_folds
     if plan: return print(competition_plan(made, data, chosen))
+    from hms_hbac.training.run import known_folds, train_folds
     known_folds(made, [*chosen, without])
     more = dict(cache=cache, time_budget=time_budget, resume=resume, workers=workers, track=track)
     for folder in train_folds(made, data, runs, folds=chosen, without=without, **more): print(folder)

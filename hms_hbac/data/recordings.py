@@ -133,16 +133,16 @@ def on_cluster(work: Callable, jobs: list[tuple], dask: object) -> Iterator[tupl
     `HmsError` where none answers within dask's own `distributed.comm.timeouts.connect`."""
     try:
         from distributed import Client, as_completed
-    except ImportError: raise HmsError("needs distributed", cure="pip install 'hms_hbac[dask]'") from None
+    except ImportError: raise HmsError("distributed is absent", cure="pip install 'hms_hbac[dask]'") from None
     try: client = dask if isinstance(dask, Client) else Client(dask, set_as_default=False)
     except (OSError, ValueError) as e:
-        raise HmsError(f"no Dask scheduler answers ({e})", where=dask, cure="start one") from e
+        what = f"no Dask scheduler answers ({e})"
+        raise HmsError(what, where=dask, cure="start one with: dask scheduler") from None
     try:
         futures = {client.submit(work, *j, pure=False): j for j in jobs}
         for done in as_completed(futures, loop=client.loop): yield futures[done], done
     finally:
         if client is not dask: client.close()
-
 
 # %% ../../nbs/03_data/03_recordings.ipynb #9cc29265
 def claim(cache: Path | str, comp: Competition) -> dict:

@@ -398,9 +398,26 @@ def test_a_model_that_fails_on_the_way(models, clean, baseline, tmp_path):
         assert frame.equals(alone)
 
 
-def test_out_of_memory_halves_the_batch(models, clean, baseline, tmp_path):
+def test_a_batch_has_no_more_slots_than_the_table_has_rows(models, clean, tmp_path):
+    "And all batches of a table have the same number, the last one too."
     raw = next(m for m in models.loaded if m.group == "raw")
     sizes = []
+
+    class Counted:
+        view = raw.system.view
+
+        def classify(self, picture):
+            sizes.append(len(picture))
+            return raw.system.classify(picture)
+
+    counted = Models([replace(raw, system=Counted())], torch.device("cpu"))
+    for size in (32, 2): assert run(counted, clean, tmp_path / "s.csv", batch_size=size)[0] == 0
+    assert sizes == [3, 2, 2]
+
+
+def test_out_of_memory_halves_the_batch(models, tmp_path):
+    raw = next(m for m in models.loaded if m.group == "raw")
+    sizes, many = [], make_test(tmp_path / "many", rows=8)
 
     class Crowded:
         view = raw.system.view
@@ -412,9 +429,9 @@ def test_out_of_memory_halves_the_batch(models, clean, baseline, tmp_path):
             return raw.system.classify(picture)
 
     crowded = Models([replace(raw, system=Crowded())], torch.device("cpu"))
-    status, frame, _ = run(crowded, clean, tmp_path / "s.csv", batch_size=8)
-    assert status == 0 and sizes == [3, 1, 1, 1]                   # as many slots as rows
-    _, alone, _ = run(Models([raw], torch.device("cpu")), clean, tmp_path / "t.csv")
+    status, frame, _ = run(crowded, many, tmp_path / "s.csv", batch_size=8)
+    assert status == 0 and sizes == [8, 4, 2, 2, 2, 2]
+    _, alone, _ = run(Models([raw], torch.device("cpu")), many, tmp_path / "t.csv")
     np.testing.assert_allclose(frame[list(VOTES)], alone[list(VOTES)], atol=1e-6)
 
 

@@ -147,7 +147,7 @@ def test_floor_lies_between_zero_and_the_mean_vote():
     assert s["floor"] == pytest.approx(s["expected_floor"], abs=.05)
     sure = pd.DataFrame([[0, 0, 12, 0, 0, 0]], columns=list(VOTES)).assign(n_votes=12)
     sure[list(CLASSES)] = (0., 0., 1., 0., 0., 0.)
-    for name in ("floor", "expected_floor"): assert floor(sure)[name] == pytest.approx(0, abs=1e-9)
+    for name in ("floor", "expected_floor"): assert floor(sure)[name] == pytest.approx(0, abs=1e-14)
 
 
 def test_spectrogram_file_of_a_sinusoid():
