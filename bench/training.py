@@ -31,11 +31,12 @@ import torch
 from hms_hbac.data.competition import Competition, add_folds, events
 from hms_hbac.data.recordings import Recordings, prepare
 from hms_hbac.models.recipe import load_recipe
+from hms_hbac.signal.memory import keep_memory
 from hms_hbac.simulate.competition import simulate
 from hms_hbac.training.batches import Prefetch, to_device
 from hms_hbac.training.fit import show
 from hms_hbac.training.loop import backward, epoch_parts, read_part, start_stage, step, switch
-from hms_hbac.training.machine import keep_memory, make_accelerator
+from hms_hbac.training.machine import make_accelerator
 from hms_hbac.training.optimizers import make_optimizer
 from hms_hbac.training.run import make_loop
 

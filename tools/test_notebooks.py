@@ -46,6 +46,9 @@ def execute(path, flags, log, ladders):
     warnings.simplefilter("ignore")
     import nbdev.test
     from nbdev.config import get_config
+
+    from hms_hbac.signal.memory import keep_memory
+    keep_memory()
     nbdev.test.CaptureShell = quick_shell
     config = get_config()
     passed, _ = nbdev.test.test_nb(path, config.tst_flags.split(), flags.split(), basepath=config.config_path)

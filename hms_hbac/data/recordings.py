@@ -36,6 +36,7 @@ from hms_hbac.core import (
 )
 from .competition import Competition
 from .files import MOST_FLOAT16, cut, file_crc, read_eeg, read_spectrogram, samples_crc
+from ..signal.memory import keep_memory
 
 # %% ../../nbs/03_data/03_recordings.ipynb #a6536669
 def half(x: np.ndarray, piece: int = 2**14) -> np.ndarray:
@@ -155,8 +156,7 @@ def claim(cache: Path | str, comp: Competition) -> dict:
     told = meta.get("format") if isinstance(meta, dict) else None
     if told != FORMAT: raise DataError(f"cache of format {told}, wanted {FORMAT}", where=cache, cure=cure)
     if meta["fingerprint"] != print_now:
-        what = f"the cache was made from other files than {comp.path} holds now"
-        raise DataError(what, where=cache, cure=cure)
+        raise DataError(f"the cache was made from other files than {comp.path} holds now", cache, cure)
     return meta
 
 # %% ../../nbs/03_data/03_recordings.ipynb #rec00006
@@ -191,8 +191,7 @@ def write_index(cache: Path | str, tasks: list[tuple]) -> None:
     "Gather the shards' indexes in index.parquet."
     rows = [entry | {"kind": kind, "shard": number} for _, kind, number, *_ in tasks
             for entry in read_json(shard_path(cache, kind, number, "json"))["entries"]]
-    table = pd.DataFrame(rows)
-    table["flags"] = table["flags"].map("; ".join)
+    table = pd.DataFrame(rows).assign(flags=lambda t: t["flags"].map("; ".join))
     with atomic_write(Path(cache)/"index.parquet") as tmp: table.to_parquet(tmp, index=False)
 
 # %% ../../nbs/03_data/03_recordings.ipynb #rec00009
@@ -209,6 +208,7 @@ def prepare(comp: Competition | Path | str, cache: Path | str, workers: int = 2,
     meta = claim(cache, comp)
     index = Path(cache)/"index.parquet"
     if index.is_file() and not plan(comp, cache, meta, verify)[1]: return Recordings(cache)
+    keep_memory()
     with locked(cache, progress):
         for part in Path(cache).glob("**/.*.part"):        # left by a kill; a new meta.json may be on its way
             if not part.name.startswith(".meta.json."): part.unlink()

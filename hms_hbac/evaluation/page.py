@@ -66,12 +66,17 @@ def table(frame: pd.DataFrame, caption: str, sortable: bool = True, foot: Iterab
 # %% ../../nbs/10_evaluation/07_page.ipynb #1b5d9961
 def png(fig: Figure, dpi: int = 110, colors: int = 255) -> bytes:
     "A figure as PNG bytes with a small palette; the figure is closed."
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image
-    raw, small = io.BytesIO(), io.BytesIO()
-    fig.savefig(raw, format="png", dpi=dpi, facecolor="white")
+    canvas, small, layout = FigureCanvasAgg(fig), io.BytesIO(), fig.get_layout_engine()
+    fig.set(dpi=dpi, facecolor="white")
+    if layout: layout.execute(fig)
+    fig.set_layout_engine("none")                       # `savefig` would draw twice, once for the layout
+    canvas.draw()
     plt.close(fig)
-    Image.open(raw).convert("RGB").quantize(colors, method=Image.Quantize.MAXCOVERAGE,
-                                            dither=Image.Dither.NONE).save(small, "png", optimize=True)
+    image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    image.quantize(colors, method=Image.Quantize.MAXCOVERAGE,
+                   dither=Image.Dither.NONE).save(small, "png", optimize=True)
     return small.getvalue()
 
 

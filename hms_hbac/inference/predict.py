@@ -34,8 +34,8 @@ from hms_hbac.inference.outputs import (
 )
 from .pooling import class_sets, disagreement, entropy, pool, read_threshold, read_weights
 from .rows import read_slots, reason, test_ids
+from ..signal.memory import keep_memory
 from ..training.batches import Prefetch, to_device
-from ..training.machine import keep_memory
 
 # %% ../../nbs/09_inference/06_predict.ipynb #347ed31c
 def usable(model: FoldModel, note: dict) -> bool:

@@ -40,8 +40,8 @@ from .outputs import report_row
 from .pooling import pool, read_threshold
 from .predict import Answers, add_batch, blend_of, uncertainty_table
 from .presets import PRESETS, preset
+from ..signal.memory import keep_memory
 from ..training.batches import Prefetch
-from ..training.machine import keep_memory
 
 # %% ../../nbs/09_inference/10_reader.ipynb #ead5e287
 @dataclass

@@ -9,6 +9,7 @@ __all__ = ['CLASSIFIERS', 'TABLES', 'CURE', 'image_needs', 'feature_grid', 'weig
 # %% ../../nbs/07_models/01_backbones.ipynb #950a14e0
 import difflib
 import math
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -30,6 +31,7 @@ def _probe(name):
         raise RecipeError(f"timm has no backbone {name!r} ({e})", cure=cure) from None
 
 
+@lru_cache(maxsize=64)
 def image_needs(name: str,  # a timm name, with or without its tag
                 ) -> tuple[tuple[int, int], tuple[int, int] | None]:
     "((multiple of H, multiple of W), patch size or None) of a timm backbone."

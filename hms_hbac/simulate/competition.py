@@ -35,6 +35,7 @@ from hms_hbac.core import (
     spectrogram_columns,
     write_json,
 )
+from ..signal.memory import keep_memory
 from ..signal.spectrogram import host_spectrogram
 from .artifacts import add_artifacts
 from .patterns import compose, draw_scene
@@ -43,10 +44,9 @@ from .votes import Decks, draw_events, draw_patients, draw_shown, floor
 # %% ../../nbs/04_simulate/04_competition.ipynb #48e355bb
 @dataclass
 class Recording:
-    """A planned recording: `lean` is its class, `base` (6,) the mixture that it mostly shows, `rows` its
-    label rows.
+    """A planned recording: `lean` is its class, `base` (6,) the mixture that it mostly shows.
 
-    `events`: (first, last label second, mixture) on the spectrogram's clock."""
+    `rows`: its label rows; `events`: (first, last label second, mixture) on the spectrogram's clock."""
     patient_id: int
     spectrogram_id: int
     split: str
@@ -209,6 +209,7 @@ def write_recording(recording: Recording, out: Path | str, strength: float = 1.)
     if path.exists(): return                       # written last
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    keep_memory()
     try:
         with threadpool_limits(1):
             eeg = render(recording, strength)
@@ -275,8 +276,8 @@ def simulate(out: Path | str,   # folder to write
     claim(out, dict(version=2, patients=patients, test_patients=test_patients, seed=seed, **scale))
     strength = scale.pop("strength", 1.)
     recordings = plan(patients, test_patients, seed, **scale)
-    jobs = sorted(recordings, key=lambda r: -r.seconds)  # long ones first: workers end together
-    jobs = [delayed(write_recording)(r, out, strength) for r in jobs]
+    longest_first = sorted(recordings, key=lambda r: -r.seconds)               # so that workers end together
+    jobs = [delayed(write_recording)(r, out, strength) for r in longest_first]
     done = Parallel(workers, return_as="generator_unordered")(jobs)
     for _ in tqdm(done, total=len(jobs), desc="simulate", unit="recording", disable=not progress): pass
     train, test, sample, truth = tables(recordings, seed)

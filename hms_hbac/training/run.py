@@ -31,6 +31,7 @@ from ..models.recipe import build, save_recipe
 from ..models.schema import Recipe
 
 # %% ../../nbs/08_training/13_run.ipynb #354943a0
+from ..signal.memory import keep_memory
 from .batches import Resident, example_rows, to_device
 from .fit import fit, publish
 from hms_hbac.training.machine import (
@@ -40,7 +41,6 @@ from hms_hbac.training.machine import (
     cause_of_death,
     crew_of,
     hold,
-    keep_memory,
     last_words,
     listening,
     make_accelerator,
