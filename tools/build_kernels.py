@@ -77,7 +77,11 @@ MEMBERS = {
 ALONE = {"infer-panels": "cranjis-final"}
 PUBLISHED = "The weights are those of the published blend."
 INFERRED = {
-    "infer-attention": ("Inference: the attention systems (Richard)", PUBLISHED),
+    "infer-attention": (
+        "Inference: the attention systems (Richard)",
+        PUBLISHED + " One of its five groups, lb33 (.1), is unknown: `attention_b0_pseudo` stands in its "
+        "place.",
+    ),
     "infer-multiwindow": ("Inference: the multi-window systems, 1.2 to 1.0 (David)", PUBLISHED),
     "infer-refined": ("Inference: the refined EfficientNet (LB31)", "One recipe, as published."),
     "infer-balance": (

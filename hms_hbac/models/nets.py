@@ -119,7 +119,7 @@ class GruNet(Part):
     bands: Count = 1                              # the view stacks so many bands
     band_mode: Literal["channels", "models"] = "channels"
     # band_mode models: of each band, default equal
-    weights: list[Annotated[float, Field(ge=0)]] | None = later(None)
+    weights: list[Annotated[float, Field(ge=0, allow_inf_nan=False)]] | None = later(None)
     dropout: Share = 0.0
 
     def build(self, shape: tuple) -> nn.Module:

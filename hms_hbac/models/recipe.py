@@ -157,6 +157,8 @@ def load_recipe(
     recipe = validate(override(raw_recipe(name), set if scale == "full" else (), name), where=name)
     if scale == "full": return recipe
     raw = recipe.model_dump(mode="json")
+    # the default says nothing: a scale or an override has to say it, too
+    if "select_min_votes" not in recipe.model_fields_set: del raw["select_min_votes"]
     own = {s: raw.pop(s) for s in SCALES}[scale]
     made = merge(SCALES[scale](raw), own)
     if scale == "small": made["reduced"] = reduced(raw, made)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SEQUENCE_NETS', 'PACK_NETS', 'Data', 'Optimizer', 'Schedule', 'Speed', 'Ema', 'Labels', 'Smoothing', 'LeaveOut',
-           'Warmup', 'Freeze', 'Stage', 'check_stage', 'check_shape', 'check_parts', 'check_stages', 'About',
-           'Architecture', 'Recipe', 'validate', 'fault_text']
+           'Warmup', 'Freeze', 'Beginning', 'Stage', 'check_stage', 'check_shape', 'check_parts', 'check_stages',
+           'About', 'Architecture', 'Recipe', 'validate', 'fault_text']
 
 # %% ../../nbs/07_models/09_schema.ipynb #153b1a3f
 from typing import Annotated, Literal
@@ -116,8 +116,20 @@ class Freeze(Part):
     epochs: Votes = 0
     names: list[str] = ["backbone"]
 
+# %% ../../nbs/07_models/09_schema.ipynb #cb3335b8
+class Beginning(Part):
+    "What is read before a stage's own keys: `continue: true` stands for `start: continue`."
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, raw):
+        if not isinstance(raw, dict) or "continue" not in raw: return raw
+        rest = {k: v for k, v in raw.items() if k != "continue"}
+        if not isinstance(raw["continue"], bool) or "start" in rest:
+            raise ValueError("continue is true or false, and stands in place of start")
+        return rest | ({"start": "continue"} if raw["continue"] else {})
+
 # %% ../../nbs/07_models/09_schema.ipynb #46d025e0
-class Stage(Part):
+class Stage(Beginning):
     "One fit: which rows, how long, which labels."
     name: str = "all"
     epochs: Count = 6

@@ -44,6 +44,12 @@ def test_only_published_weights_are_called_published():
         )
 
 
+def test_a_stand_in_is_named():
+    "The group lb33 was never described: the kernel says what stands in its place."
+    text = (KERNELS / "infer-attention" / "infer-attention.ipynb").read_text()
+    assert "lb33 (.1), is unknown: `attention_b0_pseudo` stands in its place" in text
+
+
 def test_every_member_is_trained_and_after_its_labels():
     trained = {}
     for path in KERNELS.glob("train-*/*.ipynb"):

@@ -159,6 +159,8 @@ def write(folder, text, name="r"):
     ("view: Panels()\nstages: [{name: a}, {name: b, min_votes: 6}]", "set select_min_votes (6"),
     ("view: Panels()\nstages: [{name: a, start: continue}]", "nothing to continue"),
     ("view: Panels()\nstages: [{name: a}, {name: a}]", "two stages have one name"),
+    ("inherits: resnet1d_gru\nnet: {bands: 3, band_mode: models, weights: [.inf, 1, 1]}",
+     "Input should be a finite number"),
     ("view: Panels()\nnet: {kind: joined, parts: [{kind: timm}, {kind: wavenet}]}", "needs a view Bundle"),
     ("- a\n- b", "a recipe is a mapping of keys"), ("inherits: [1]\nview: Panels()",
                                                     "inherits names one recipe"),
@@ -173,6 +175,36 @@ def test_rows_of_all_votes_may_choose_if_the_recipe_says_so(tmp_path):
     for n in (0, 6):
         path = write(tmp_path, stages + f"select_min_votes: {n}", f"r{n}")
         assert load_recipe(path).select_min_votes == n == load_recipe(path, "demo").select_min_votes
+
+
+def test_a_default_does_not_choose_at_any_scale(tmp_path):
+    "A scale or an override that ends on many votes is asked as well who chooses its best weights."
+    sure = "stages=[{name: sure, epochs: 2, min_votes: 10}]"
+    for scale in ("full", "demo", "small"):
+        with pytest.raises(RecipeError, match="set select_min_votes .10"):
+            load_recipe("panels_b0", scale, [sure])
+        assert load_recipe("panels_b0", scale, [sure, "select_min_votes=0"]).select_min_votes == 0
+    path = write(tmp_path, "view: Panels()\ndemo: {stages: [{name: sure, min_votes: 9}]}")
+    with pytest.raises(RecipeError, match="set select_min_votes .9"): load_recipe(path, "demo")
+
+
+def test_a_stage_may_say_that_it_continues(tmp_path):
+    text = "view: Panels()\nselect_min_votes: 8\nstages: [{name: a}, {name: b, min_votes: 8, KEY}]"
+    short, long = (load_recipe(write(tmp_path, text.replace("KEY", k)))
+                   for k in ("continue: true", "start: continue"))
+    assert short == long and short.stages[1].start == "continue"
+    assert load_recipe(write(tmp_path, text.replace("KEY", "continue: false"))).stages[1].start == "previous"
+    for wrong in ("continue: 1", "continue: true, start: fresh"):
+        with pytest.raises(RecipeError, match="in place of start"):
+            load_recipe(write(tmp_path, text.replace("KEY", wrong)))
+
+
+@pytest.mark.parametrize("name", ["resnet1d_gru_alpha", "resnet1d_gru_delta"])
+def test_a_recipe_says_which_augmentation_it_leaves_out(name):
+    def names(recipe): return {a.partition("(")[0] for a in recipe.image_augment}
+    recipe = load_recipe(name)
+    gone = names(load_recipe("resnet1d_gru")) - names(recipe)
+    assert gone == {"RandomBand"} and all(a in recipe.ours for a in gone)
 
 
 def test_an_alias_bomb_ends_at_once(tmp_path):
