@@ -13,7 +13,6 @@ import itertools
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -155,10 +154,13 @@ def piece_cutter(setup: Setup, starts: np.ndarray, rows: sliding.Rows) -> Callab
     "cut((job of `read_pieces`, first window)) -> (piece, batch of it); the last piece is remembered."
     stream = rows.stream
     recorded = np.array([c not in stream.plan.missing for c in CHANNELS[:19]])
-    @lru_cache(1)
+    kept = {}
     def piece_of(windows: range) -> tuple:
-        piece = sliding.read_piece(stream, starts, windows.start, windows.stop, recorded)
-        return piece, sliding.drawers(setup.models, piece.eeg, piece.starts - piece.begin)
+        if windows not in kept:
+            kept.clear()                     # first: two pieces at once are too much memory
+            piece = sliding.read_piece(stream, starts, windows.start, windows.stop, recorded)
+            kept[windows] = piece, sliding.drawers(setup.models, piece.eeg, piece.starts - piece.begin)
+        return kept[windows]
     def cut(asked: tuple) -> tuple:
         (_, windows, _), a = asked
         piece, draw = piece_of(windows)

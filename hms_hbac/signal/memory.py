@@ -13,7 +13,7 @@ from functools import lru_cache
 
 # %% ../../nbs/02_signal/06_memory.ipynb #86e9a9a1
 MALLOC = {"mmap threshold": (-3, (1 << 30, 32 << 20)), "trim threshold": (-1, ((2 << 30) - 1,)),
-          "top pad": (-2, (64 << 20,))}
+          "top pad": (-2, (64 << 20,)), "arenas": (-8, (1,))}      # one: threads share what is free
 
 
 @lru_cache(1)

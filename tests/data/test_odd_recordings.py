@@ -173,3 +173,47 @@ def test_an_ending_in_capitals_that_mne_refuses_has_a_cure(tmp_path):
     (tmp_path / "A.VHDR").write_text("Brain Vision Data Exchange Header File Version 1.0\n")
     with pytest.raises(DataError) as e: open_recording(tmp_path / "A.VHDR")
     assert e.value.cure == "rename it to A.vhdr"
+
+
+ODD_ARRAYS = {
+    "strings": (lambda x: ([["a"] * 20] * 19, ELECTRODES, EEG_RATE), "no array of real numbers"),
+    "rows of two lengths": (lambda x: ([[1.0], [1.0, 2.0]], "ab", EEG_RATE), "no array of real numbers"),
+    "complex numbers": (lambda x: (x + 1j, ELECTRODES, EEG_RATE), "no array of real numbers"),
+    "one name": (lambda x: (x, "Fp1", EEG_RATE), "an array of shape"),
+    "no names": (lambda x: (x, None, EEG_RATE), "is no recording"),
+    "a rate in words": (lambda x: (x, ELECTRODES, "fast"), "a sampling rate of 'fast'"),
+    "no rate": (lambda x: (x, ELECTRODES, None), "a sampling rate of None"),
+    "a rate of NaN": (lambda x: (x, ELECTRODES, float("nan")), "a sampling rate of nan"),
+    "the array alone": (lambda x: x, "is no recording"),
+}
+
+
+@pytest.mark.parametrize("kind", ODD_ARRAYS)
+def test_what_is_no_recording_is_refused_by_name(kind, eeg):
+    make, what = ODD_ARRAYS[kind]
+    with pytest.raises(DataError, match=what) as e: open_recording(make(eeg))
+    assert e.value.cure
+
+
+def test_lists_are_arrays_too(eeg):
+    assert same(open_recording((eeg.tolist(), ELECTRODES, EEG_RATE)), eeg)
+
+
+def test_epochs_and_averages_of_mne_are_no_recording(eeg):
+    mne = pytest.importorskip("mne")
+    info = mne.create_info(list(ELECTRODES), EEG_RATE, "eeg", verbose="ERROR")
+    epochs = mne.EpochsArray(eeg.reshape(19, 6, -1).swapaxes(0, 1) * 1e-6, info, verbose="ERROR")
+    for what in (epochs, epochs.average()):
+        with pytest.raises(DataError, match="is no recording") as e: open_recording(what)
+        assert "mne.io.Raw" in e.value.cure
+
+
+def test_a_brainvision_file_that_came_alone(tmp_path):
+    pytest.importorskip("mne")
+    (tmp_path / "a.vhdr").write_text(
+        "Brain Vision Data Exchange Header File Version 1.0\n[Common Infos]\nCodepage=UTF-8\n"
+        "DataFile=a.eeg\nMarkerFile=a.vmrk\nDataFormat=BINARY\nDataOrientation=MULTIPLEXED\n"
+        "NumberOfChannels=1\nSamplingInterval=5000\n[Binary Infos]\nBinaryFormat=INT_16\n"
+        "[Channel Infos]\nCh1=Fp1,,0.1,µV\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"a\.eeg") as e: open_recording(tmp_path / "a.vhdr")
+    assert e.value.cure == "copy the files that belong to it as well"

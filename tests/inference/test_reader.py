@@ -2,6 +2,7 @@
 import subprocess
 import sys
 import time
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -269,6 +270,43 @@ def test_a_finished_reading_costs_nothing(runs, eeg, tmp_path, monkeypatch):
     assert (out / "a_annotated.edf").is_file()
     with pytest.raises(DataError, match="its step differ"):
         read_one(path, runs / "raw", out, progress=False, step=5, device="cpu")
+
+
+def megabytes(f):
+    "The most memory that numpy takes at once while `f` runs, in MB."
+    tracemalloc.start()
+    try:
+        f()
+        return tracemalloc.get_traced_memory()[1] / 1e6
+    finally: tracemalloc.stop()
+
+
+def test_a_piece_takes_little_more_memory_than_its_samples():
+    from hms_hbac.data.quality import block_faults
+    seconds, rng = 650, np.random.default_rng(0)
+    one = rng.standard_normal(seconds * 512).astype(np.float32)
+    stream = open_recording((np.broadcast_to(20 * one, (20, len(one))), CHANNELS, 512))
+    held = 20 * seconds * EEG_RATE * 8 / 1e6                           # as float64: 21 MB; at 512 Hz 53
+    assert megabytes(lambda: stream.read(0, seconds * EEG_RATE)) < 4 * held
+    x = stream.read(0, seconds * EEG_RATE)
+    assert megabytes(lambda: block_faults(x)) < held
+    parts = [stream.read(a, 130 * EEG_RATE) for a in range(0, len(x[0]), 130 * EEG_RATE)]
+    np.testing.assert_array_equal(np.concatenate(parts, 1), x)
+
+
+def test_the_pictures_of_a_piece_are_gone_before_the_next_is_read(runs, eeg, monkeypatch):
+    import weakref
+
+    from hms_hbac.inference import sliding
+    made, alive, drawers = [], [], sliding.drawers
+    def watched(*given):
+        alive.append(sum(r() is not None for r in made))
+        found = drawers(*given)
+        made.extend(weakref.ref(f) for ways in found.values() for f in ways.values())
+        return found
+    monkeypatch.setattr(sliding, "drawers", watched)
+    Reader(runs / "raw", step=10, device="cpu").read((np.tile(eeg, 15), ELECTRODES, EEG_RATE), progress=False)
+    assert made and alive == [0, 0, 0]                                      # 22 minutes: three pieces
 
 
 def test_the_subpackage_is_light_and_has_the_reader():
