@@ -18,9 +18,9 @@ BLOCK = 2 * EEG_RATE                 # samples
 FAULTS = ("missing", "flat", "saturated", "disconnected", "calibration", "marked")
 FLAT, WILD = .3, 8000.0              # µV from peak to peak: less is no EEG, more is no EEG either
 SAME, SHARE = .02, 1 / 3             # of electrodes in calibration; bad electrodes that spoil a block
-AT_ONCE = 30                         # blocks that are tested together: all of ten minutes would be 80 MB more
+AT_ONCE = 30                         # blocks tested together: all of ten minutes would take 80 MB more
 
-
+# %% ../../nbs/03_data/10_quality.ipynb #f0a17ed0
 def span(x: np.ndarray) -> np.ndarray:
     "From peak to peak over the last axis; 0 where nothing is known."
     known = np.isfinite(x)
@@ -68,7 +68,7 @@ def signal_faults(x: np.ndarray,             # (19, blocks, BLOCK) float64 µV
     flat, calibration = ~missing & (wide < FLAT), np.broadcast_to(same, wide.shape)
     return np.stack([missing, flat, saturated(known, rails), loose, calibration])
 
-
+# %% ../../nbs/03_data/10_quality.ipynb #f0a17ed3
 def block_faults(eeg: np.ndarray,            # (20, blocks * BLOCK) µV
                  rails: np.ndarray = None,   # (20, 2) µV
                  marked: np.ndarray | bool = False,   # (19, blocks): what `marked_blocks` found

@@ -155,15 +155,13 @@ def piece_cutter(setup: Setup, starts: np.ndarray, rows: sliding.Rows) -> Callab
     stream = rows.stream
     recorded = np.array([c not in stream.plan.missing for c in CHANNELS[:19]])
     kept = {}
-    def piece_of(windows: range) -> tuple:
+    def cut(asked: tuple) -> tuple:
+        (_, windows, _), a = asked
         if windows not in kept:
             kept.clear()                     # first: two pieces at once are too much memory
             piece = sliding.read_piece(stream, starts, windows.start, windows.stop, recorded)
             kept[windows] = piece, sliding.drawers(setup.models, piece.eeg, piece.starts - piece.begin)
-        return kept[windows]
-    def cut(asked: tuple) -> tuple:
-        (_, windows, _), a = asked
-        piece, draw = piece_of(windows)
+        piece, draw = kept[windows]
         some = range(a, min(a + setup.batch_size, len(windows)))
         return piece, sliding.piece_batch(piece, rows, some, setup.eeg(draw), setup.steps, draw)
     return cut
