@@ -90,27 +90,28 @@ class Stacked(View):
     def forward(self, batch: dict) -> torch.Tensor: return together(self.views, batch, -3)
 
 # %% ../../nbs/05_views/08_raw.ipynb #80c62975
-def running_sums(x: torch.Tensor, half: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(..., T) -> sums of the values and of their squares over `half` samples to both sides, both (..., T)
-    float64; the ends are held."""
+def running_sums(x: torch.Tensor, half: int, at: slice = slice(None)) -> tuple[torch.Tensor, torch.Tensor]:
+    """(..., T) -> sums of the values and of their squares over `half` samples to both sides of those `at`,
+    both (..., n) float64; the ends are held."""
     x = F.pad(x.double().flatten(0, -2), (half + 1, half), mode="replicate").unflatten(0, x.shape[:-1])
     totals, width = (x.cumsum(-1), x.square_().cumsum(-1)), 2 * half + 1
-    return tuple(total[..., width:] - total[..., :-width] for total in totals)
+    return tuple(total[..., width:][..., at] - total[..., :-width][..., at] for total in totals)
 
 
-def quality(x: torch.Tensor, valid: torch.Tensor, low: float = .5, high: float = 500.) -> torch.Tensor:
-    """(..., T) µV and where it is present -> (..., T): the share of the second around each sample that is
-    present, 0 where it is flat or wild."""
+def quality(x: torch.Tensor, valid: torch.Tensor, low: float = .5, high: float = 500.,
+            at: slice = slice(None)) -> torch.Tensor:
+    """(..., T) µV and where it is present -> (..., n): the share of the second around each sample of `at`
+    that is present, 0 where it is flat or wild."""
     half, width = EEG_RATE // 2, EEG_RATE + 1
-    total, square = running_sums(x.clamp(-1e6, 1e6), half)
+    total, square = running_sums(x.clamp(-1e6, 1e6), half, at)
     spread = square.mul_(width).sub_(total.square_())    # variance times width²
     good = ((spread >= (low * width) ** 2) & (spread <= (high * width) ** 2)).float()
-    return good if valid.all() else good * (running_sums(valid, half)[0] / width).float()
+    return good if valid.all() else good * (running_sums(valid, half, at)[0] / width).float()
 
 # %% ../../nbs/05_views/08_raw.ipynb #3b4ab743
-LEFT = [*range(8), 8, 9]                                  # places in the double banana, outer chain first
+LEFT = [*range(8), 8, 9]             # places in the double banana: lateral chain, parasagittal, midline
 RIGHT = [*range(14, 18), *range(10, 14), 8, 9]
-MARGIN = 8                                  # seconds: by then a filter above 0.5 Hz has forgotten an end
+MARGIN = 8                           # seconds more for filters on both sides: enough to forget an end
 
 # %% ../../nbs/05_views/08_raw.ipynb #a45ed6c0
 def high_passed(x: torch.Tensor, v: "LeftRight") -> torch.Tensor:
@@ -119,9 +120,8 @@ def high_passed(x: torch.Tensor, v: "LeftRight") -> torch.Tensor:
 
 # %% ../../nbs/05_views/08_raw.ipynb #a3aad8e0
 class LeftRight(View):
-    """Left and right half of the head beside each other and their `quality`, (40, samples) at `stride`: 10
-    left signals, 10 right, then 20 qualities; unit 32 µV, above `low` Hz (second-order, both ways). Places
-    in both halves: lateral chain, parasagittal chain, midline. Filters see `MARGIN` s more on both sides."""
+    """Both halves of the head and their `quality`, (40, samples) at `stride`: 10 signals of `LEFT`, 10 of
+    `RIGHT`, then 20 qualities; unit 32 µV, above `low` Hz (second-order, both ways)."""
     reads = ("eeg",)
     def __init__(self, samples: int = 512, stride: int = 5, low: float = .5):
         super().__init__(samples=samples, stride=stride, low=low)
@@ -135,8 +135,9 @@ class LeftRight(View):
         length = self.samples * self.stride
         wide, near = (min(length + 2 * n, EEG_SAMPLES) for n in (MARGIN * EEG_RATE, EEG_RATE // 2))
         x, valid = repair(montage("banana").derive(centred(batch["eeg"].float(), wide)))
-        good = quality(centred(x, near), centred(valid, near))    # it looks half a second to both sides
-        x, good = (centred(v, length)[..., ::self.stride] for v in (high_passed(x, self), good))
+        at = slice((near - length) // 2, (near + length) // 2, self.stride)   # it looks half a second around
+        good = quality(centred(x, near), centred(valid, near), at=at)
+        x = centred(high_passed(x, self), length)[..., ::self.stride]
         return torch.cat([x[:, LEFT + RIGHT], good[:, LEFT + RIGHT]], 1)
 
     def tiles(self, window: int = 0) -> list[Tile]:
