@@ -124,7 +124,7 @@ def raw_recipe(name: Path | str) -> dict:
     if not isinstance(parent, str): raise RecipeError("inherits names one recipe", where=path)
     base, _ = _read(path.parent/f"{parent}.yaml" if (path.parent/f"{parent}.yaml").is_file() else parent)
     if "inherits" in base:
-        raise RecipeError(f"inherits {parent!r}, which inherits itself", where=path,
+        raise RecipeError(f"inherits {parent!r}, which itself inherits from another", where=path,
                           cure="inherit from a recipe that stands alone")
     return merge({k: v for k, v in base.items() if k not in ("original", "ours", "avoided")}, raw)
 

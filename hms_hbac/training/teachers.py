@@ -46,8 +46,9 @@ def lineage(folder: Path | str) -> dict:
     known = manifest.get("labels_from")
     if known is None:
         known = [] if votes_alone(folder) else [{"run": "unknown", "held_out": [], "labels_from": []}]
+    nested = folder.parent.name.startswith("without")
     return {
-        "run": str(Path(*folder.parts[-2:])),
+        "run": str(Path(*folder.parts[-3 if nested else -2:])),
         "recipe_hash": manifest.get("recipe_hash"),
         "events": manifest.get("events"),
         "held_out": manifest.get("held_out", [manifest.get("fold")]),

@@ -112,7 +112,7 @@ def test_demo_keeps_view_loss_and_stages(name):
 def test_inheritance_is_one_level(tmp_path):
     (tmp_path / "a.yaml").write_text("inherits: panels_b0\noptimizer: {lr: 2e-3}\n")
     (tmp_path / "b.yaml").write_text("inherits: a\n")
-    with pytest.raises(RecipeError, match="inherits 'panels_b0', which inherits itself"):
+    with pytest.raises(RecipeError, match="inherits 'panels_b0', which itself inherits"):
         load_recipe(tmp_path / "a.yaml")
     (tmp_path / "c.yaml").write_text("inherits: panels_b2\noptimizer: {lr: 2e-3}\n")
     recipe = load_recipe(tmp_path / "c.yaml")

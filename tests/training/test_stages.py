@@ -128,7 +128,8 @@ def test_labels_never_see_the_held_out_fold(small, tmp_path):
         student(comp, folder, "nested", teachers="nested")
     untrained("panels_b0", comp, table, runs, fold=1, without=0)
     manifest = read_json(student(comp, folder, "nested", teachers="nested") / "manifest.json")
-    assert [(r["run"], r["held_out"]) for r in manifest["labels_from"]] == [("without0/fold1", [1, 0])]
+    told = [(r["run"], r["held_out"]) for r in manifest["labels_from"]]
+    assert told == [("panels_b0/without0/fold1", [1, 0])]
 
 
 def test_a_table_of_labels_says_who_has_seen_what(small):
