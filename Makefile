@@ -41,7 +41,7 @@ learn: $(VENV)/ready ## every recipe at scale small on one fold, two seeds, two 
 	$(BIN)/python bench/learn.py --out bench/learn.md
 
 lab: $(VENV)/ready   ## JupyterLab on the notebooks
-	$(BIN)/jupyter lab nbs
+	$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/nbs/index.ipynb
 
 docs: $(VENV)/ready   ## the site: every notebook, an API page per module, links checked (into site/)
 	$(BIN)/python tools/build_docs.py

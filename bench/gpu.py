@@ -323,7 +323,8 @@ def options(place):
     for name in place.some(place.recipes, 1):
         rates = {}
         for option in ("none", *OPTIONS):
-            value = ("eager" if place.dry else "inductor") if option == "compile" else "true"
+            backend = "eager" if place.dry else "inductor"
+            value = backend if option == "compile" else "true"
             sets = [] if option == "none" else [f"speed.{option}={value}"]
             try: loop = place.loop(place.recipe(name, *sets), 40 * place.recipe(name).batch_size)
             except HmsError as e:                                      # an optimizer without a fused kernel

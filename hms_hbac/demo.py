@@ -51,7 +51,11 @@ def brief(name: str,
     recipe = load_recipe(name, "demo")
     del recipe.stages[1:]
     stage = recipe.stages[0]
-    stage.epochs, stage.mosaic_epochs, stage.min_votes, stage.keep, stage.keep_from = 1, 0, 0, share, 0
+    stage.epochs = 1
+    stage.mosaic_epochs = 0
+    stage.min_votes = 0
+    stage.keep = share
+    stage.keep_from = 0
     return recipe
 
 # %% ../nbs/12_demo.ipynb #1437ab65
@@ -170,7 +174,8 @@ def rehearse_kernels(comp: Competition, out: Path, workers: int = 2) -> None:
 def learn(comp: Competition, out: Path, members: tuple, folds: tuple, workers: int,
           step: Steps) -> tuple[dict, dict]:
     "Train and predict: ({member: folders of its folds}, {member: its submission})."
-    folders, predictions = {}, {name: out/f"{name}.csv" for name in members}
+    folders = {}
+    predictions = {name: out/f"{name}.csv" for name in members}
     for name in members:
         step(f"training {name}, folds {', '.join(map(str, folds))}")
         how = dict(workers=workers, cache=out/"cache")

@@ -32,7 +32,8 @@ def snapshot(folder):
     found = {}
     for p in sorted(Path(folder).rglob("*")):
         name = p.relative_to(folder).as_posix()
-        found[name] = os.readlink(p) if p.is_symlink() else p.read_bytes() if p.is_file() else "folder"
+        found[name] = p.read_bytes() if p.is_file() else "folder"
+        if p.is_symlink(): found[name] = os.readlink(p)
     return found
 
 

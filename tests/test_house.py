@@ -63,6 +63,8 @@ PLANTED = {      # check -> file -> (what is planted, what is said)
              CORE_BOOK: ([("markdown", "more")] * 60, ["00_core.ipynb: 1", "cells, at most 60"])},
     "lines": {CORE: (f"\n# {'µ' * 54}\n# {'µ' * 55}\n", ["core.py, line", "112 bytes, at most 110"]),
               BOOK: ([("code", f"x = '{'–' * 36}'")], ["01_draws.ipynb, cell", "line 1: 114 bytes"])},
+    "choices": {CORE: ("\nx = 1 if 2 else 3 if 4 else 5\n", ["core.py, line", "a chain of conditional"]),
+                BOOK: ([("code", "x = (1 if 2 else 3) if 4 else 5")], ["cell", "line 1: a chain"])},
     "signatures": {CORE: ("\ndef planted(a, *, b: int = 1): pass\n"
                           "class Planted(HmsError):\n    def f(self) -> int: return 1\n",
                           ["planted: no annotation of a\n", "planted: no annotation of what it returns",

@@ -5,10 +5,12 @@ run again the way a reader does it, by Restart and Run All.
 """
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,7 @@ CELLS = """[...window.jupyterapp.shell.currentWidget.content.model.cells].map((c
 SOURCES = """[...window.jupyterapp.shell.currentWidget.content.model.cells].map(
   cell => cell.sharedModel.getSource())"""
 SETTINGS = "JUPYTERLAB_SETTINGS_DIR/@jupyterlab/notebook-extension/tracker.jupyterlab-settings"
+ROOT_FLAG = "--ServerApp.root_dir=."      # of `make lab`: the notebooks link to recipes and CONTRIBUTING.md
 OPEN = """window.jupyterapp.commands.execute('docmanager:open',
   {{path: '{}', kernelPreference: {{shouldStart: {}}}}}).then(() => 1)"""
 RUN_ALL = """(() => {
@@ -51,6 +54,8 @@ class Server:
         for name in ("nbs", "kaggle_kernels", "hms_hbac", "bench"):
             ignore = shutil.ignore_patterns(".ipynb_checkpoints", "__pycache__")
             shutil.copytree(ROOT / name, base / name, ignore=ignore)
+        for name in ("CONTRIBUTING.md", "CHANGELOG.md"):
+            shutil.copy(ROOT / name, base / name)
         places = ["JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTERLAB_SETTINGS_DIR",
                   "JUPYTERLAB_WORKSPACES_DIR", "IPYTHONDIR"]
         settings = base / SETTINGS
@@ -59,12 +64,12 @@ class Server:
         quiet = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
         env = {**os.environ, **{p: str(base / p) for p in places}, **quiet}
         flags = ["--no-browser", "--allow-root", "--expose-app-in-browser", "--ServerApp.ip=127.0.0.1",
-                 "--ServerApp.port=0", f"--ServerApp.root_dir={base / 'nbs'}", "--LabApp.news_url=None",
+                 "--ServerApp.port=0", ROOT_FLAG, "--LabApp.news_url=None",
                  "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
                  "--LabApp.extension_manager=readonly"]
         with (base / "log").open("w") as log:
             command = [sys.executable, "-m", "jupyterlab", *flags]
-            self.process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
+            self.process = subprocess.Popen(command, cwd=base, env=env, stdout=log, stderr=log)
         self.base, self.url, self.token = base, *self.listening(base)
 
     def listening(self, base):
@@ -119,11 +124,11 @@ def saved(server, path):
 def test_opens_and_runs(lab, path):
     "JupyterLab shows the cells of the file; those of RUN run from a clean kernel, each once and in order."
     tab, server = lab
-    tab.run(OPEN.format(path, "true" if path in RUN else "false"))
-    wait(tab, lambda look: look.get("open") == path, 60)
+    tab.run(OPEN.format(f"nbs/{path}", "true" if path in RUN else "false"))
+    wait(tab, lambda look: look.get("open") == f"nbs/{path}", 60)
     assert tab.run(SOURCES) == saved(server, path)
     if path in RUN:
-        wait(tab, lambda look: look.get("path") == path and look.get("kernel") == "idle", 60)
+        wait(tab, lambda look: look.get("path") == f"nbs/{path}" and look.get("kernel") == "idle", 60)
         tab.run(RUN_ALL)
         look = wait(tab, lambda look: look["ended"] and look.get("kernel") == "idle", 220)
         assert look["ended"] == "yes", look
@@ -134,3 +139,18 @@ def test_opens_and_runs(lab, path):
         counts = [c["count"] for c in ran]
         assert counts == [*range(1, len(ran) + 1)], f"{path}: not every cell ran, or not in this order"
     tab.run(CLOSE)
+
+
+def test_links_of_the_index_lead_somewhere(lab):
+    "Recipes, notebooks and files beside `nbs` are there for the server that `make lab` starts."
+    _, server = lab
+    assert ROOT_FLAG in (ROOT / "Makefile").read_text(encoding="utf-8")
+    cells = json.loads((ROOT / "nbs/index.ipynb").read_text(encoding="utf-8"))["cells"]
+    texts = ["".join(c["source"]) for c in cells if c["cell_type"] == "markdown"]
+    outputs = [o.get("data", {}) for c in cells for o in c.get("outputs", [])]
+    texts += ["".join(data.get("text/markdown", [])) for data in outputs]
+    links = {m for text in texts for m in re.findall(r"\]\(([^):#]+)[)#]", text)}
+    assert {"../CONTRIBUTING.md", "00_core.ipynb", "../hms_hbac/recipes/panels_b0.yaml"} <= links
+    for link in links:
+        address = f"{server.url}files/{os.path.normpath(f'nbs/{link}')}?token={server.token}"
+        assert urllib.request.urlopen(address).status == 200, link

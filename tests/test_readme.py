@@ -46,3 +46,10 @@ def test_links_of_the_readme_exist():
     links = re.findall(r"\]\((?!https?://|#)([^)#\s]+)", README.read_text(encoding="utf-8"))
     missing = [link for link in links if not (README.parent / link).exists()]
     assert links and not missing, missing
+
+
+def test_the_tables_of_the_readme_are_whole():
+    "A | inside a cell would end it: the rest of the row is dropped without a word."
+    tables = re.findall(r"(?:^\|.*\n)+", README.read_text(encoding="utf-8"), re.M)
+    cells = [[len(re.findall(r"(?<!\\)\|", row)) for row in table.splitlines()] for table in tables]
+    assert tables and all(len(set(row)) == 1 for row in cells), cells

@@ -1,7 +1,7 @@
 """Does the house keep its rules? Imports point upwards, names in prose exist, notebooks run what they export,
 lines fit into a narrow window, public functions tell what they take and give.
 
-    python tools/check_house.py [imports] [text] [exports] [size] [lines] [signatures]
+    python tools/check_house.py [imports] [text] [exports] [size] [lines] [choices] [signatures]
 
 One fault a line; exit 1 if there is one.
 """
@@ -202,14 +202,34 @@ def wide_lines(text):
         listing = listing and not line.endswith("]")
 
 
-def line_faults(root=ROOT):
-    "Lines of code over 110 bytes (a letter such as µ or – has two or three), in files and in notebooks."
+def code_texts(root=ROOT):
+    "(path, cell, source) of every file and every cell of code."
     paths = [p for folder in ("hms_hbac", "tests", "tools", "bench") for p in (root / folder).rglob("*.py")]
     texts = [(p, "", p.read_text(encoding="utf-8")) for p in sorted(paths) if p.name != "_modidx.py"]
     for path in [*notebooks(root), *sorted((root / "kaggle_kernels").rglob("*.ipynb"))]:
         texts += [(path, f"cell {i}, ", source) for i, _, source in cells(path)]
+    return texts
+
+
+def line_faults(root=ROOT):
+    "Lines of code over 110 bytes (a letter such as µ or – has two or three), in files and in notebooks."
     return [f"{path.relative_to(root)}, {cell}line {i}: {size} bytes, at most {MOST_BYTES}"
-            for path, cell, text in texts for i, size in wide_lines(text)]
+            for path, cell, text in code_texts(root) for i, size in wide_lines(text)]
+
+
+# choices
+
+def nested_choices(source):
+    "Lines of conditional expressions that hold another as one of their two answers."
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.IfExp) and any(isinstance(n, ast.IfExp) for n in (node.body, node.orelse)):
+            yield node.lineno
+
+
+def choice_faults(root=ROOT):
+    "Chains such as `a if x else b if y else c`, in files and in notebooks."
+    return [f"{path.relative_to(root)}, {cell}line {i}: a chain of conditional expressions"
+            for path, cell, text in code_texts(root) for i in nested_choices(text)]
 
 
 # signatures
@@ -270,7 +290,7 @@ def signature_faults(root=ROOT):
 
 
 CHECKS = {"imports": import_faults, "text": text_faults, "exports": export_faults, "size": size_faults,
-          "lines": line_faults, "signatures": signature_faults}
+          "lines": line_faults, "choices": choice_faults, "signatures": signature_faults}
 
 
 def main(names=()):

@@ -22,7 +22,7 @@ from pathlib import Path
 from shared import ROOT, notebooks, preloaded
 
 SMALL = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-LADDER = "7,1,2"                                             # patients, epochs, rungs
+LADDER = "7,1,2"                                             # patients, epochs, rungs: `ladder.SMALLEST`
 FORKS = multiprocessing.get_context("forkserver")
 
 

@@ -165,7 +165,7 @@ class TimeMask(ImageAugment):
 
 # %% ../../nbs/06_augment/03_image.ipynb #d595a226
 class FrequencyMask(TimeMask):
-    "Set `masks` (least, most) bands of `length` (least, most) rows to `fill`."
+    "Set `masks` (least, most) bands of `length` (least, most) rows to `fill` (arXiv:1904.08779)."
     axis = -2
     pictures_only = True
 

@@ -129,7 +129,8 @@ class FlipLeftRight(Augment):
             self.register_buffer(f"{entry}_order", torch.tensor(swap(names, self.names)), persistent=False)
 
     def change(self, batch: dict, draws: Draws) -> dict:
-        on, both = draws.coin(self.p), [k for k in ("eeg", "spectrogram") if k in batch]
+        on = draws.coin(self.p)
+        both = [k for k in ("eeg", "spectrogram") if k in batch]
         return {k: pick(on, batch[k].index_select(1, getattr(self, f"{k}_order").to(batch[k].device)),
                         batch[k]) for k in both}
 

@@ -116,7 +116,9 @@ def named_plan(leads: dict, what: Iterable[str] = ()) -> Plan:
 def bipolar_plan(pairs: dict, ekg: int | None) -> Plan:
     "The plan for differences {(plus, minus): position}."
     inputs = sorted([*pairs.values(), *([ekg] if ekg is not None else [])])
-    matrix, known, parts = np.zeros((len(CHANNELS), len(inputs))), list(pairs), parts_of(list(pairs))
+    matrix = np.zeros((len(CHANNELS), len(inputs)))
+    known = list(pairs)
+    parts = parts_of(list(pairs))
     matrix[:len(ELECTRODES), [inputs.index(pairs[p]) for p in known]] = potentials(known)
     if ekg is not None: matrix[-1, inputs.index(ekg)] = 1
     missing = [c for c in CHANNELS if not np.abs(matrix[CHANNELS.index(c)]).max(initial=0) > 1e-9]

@@ -134,7 +134,8 @@ def read_test(path: Path | str) -> tuple[pd.DataFrame, list[Fault]]:
         with open(path, newline="", encoding="utf-8-sig", errors="replace") as f:
             head, *rows = [r for r in csv.reader(f) if r] or [[]]
     except (OSError, csv.Error) as e: raise DataError(f"cannot be read as csv ({e})", where=path) from None
-    head, found = [h.strip() for h in head], []
+    head = [h.strip() for h in head]
+    found = []
     if "eeg_id" not in head:
         raise DataError("missing column eeg_id", where=path, cure="use Kaggle's test.csv")
     odd = [len(r) != len(head) for r in rows]

@@ -287,7 +287,8 @@ def about(header: Header) -> dict:
         if start.year > 2084: start = start.replace(year=start.year - 100)
     except ValueError: start = None
     sex = patient[1] if len(patient) > 1 and patient[1] in ("F", "M") else None
-    age, born = None, patient[2].split("-") if len(patient) > 2 else []
+    age = None
+    born = patient[2].split("-") if len(patient) > 2 else []
     if start and len(born) == 3 and born[1].upper() in MONTHS and born[0].isdecimal() and born[2].isdecimal():
         months = (start.year - int(born[2])) * 12 + start.month - MONTHS.index(born[1].upper()) - 1
         age = max(0, (months - (start.day < int(born[0]))) // 12)

@@ -208,7 +208,8 @@ def read_spectrogram(path: Path | str) -> Spectrogram:
                         cure="columns should be LL_0.59 ... RP_19.92")
     if x.shape[1] == 0: raise DataError("no rows", where=path, cure="copy or download the file again")
     start, odd, order = read_time(x[0])
-    flags, x = [*text, *odd, *(f"extra column {n}" for n in extra)], x[1:]
+    flags = [*text, *odd, *(f"extra column {n}" for n in extra)]
+    x = x[1:]
     if order is not None: x = x[:, order]
     if lost: flags.append(f"missing {len(lost)} of 400 columns: {few(lost)}")
     if x.shape[1] < SPEC_STEPS: flags.append(f"short: {x.shape[1]} of {SPEC_STEPS} rows, padded with NaN")

@@ -115,7 +115,8 @@ def read_window(path: Path, table: dict) -> Segment:
         raise DataError("is not named <CLASS>_sample<number>.mat", where=path)
     eeg = numbers(load_mat(path, "seg")["seg"], (len(CHANNELS), EEG_SAMPLES), "seg", path)
     if path.stem not in table: raise DataError("no votes for it in Figure3/samples.mat", where=path)
-    votes, sparcnet = their_votes(table[path.stem][0], path), their_shares(table[path.stem][1])
+    votes = their_votes(table[path.stem][0], path)
+    sparcnet = their_shares(table[path.stem][1])
     power = np.full((len(PANELS), SPEC_BINS, SPEC_STEPS), np.nan, np.float32)
     made = host_spectrogram(torch.from_numpy(eeg), pad=False).numpy()       # centered on 2, 4 ... 48 s
     first = (SPEC_STEPS - made.shape[-1]) // 2

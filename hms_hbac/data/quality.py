@@ -98,7 +98,8 @@ def marked_blocks(marks: Iterable,           # (start, stop, electrodes) in s, s
     "(19, blocks) bool: blocks that a mark touches."
     out, first = np.zeros((len(ELECTRODES), blocks), bool), begin / EEG_RATE
     for start, stop, electrodes in marks:
-        a, b = (start - first) * EEG_RATE / BLOCK, (max(stop, start + 1e-6) - first) * EEG_RATE / BLOCK
+        a = (start - first) * EEG_RATE / BLOCK
+        b = (max(stop, start + 1e-6) - first) * EEG_RATE / BLOCK
         rows = [ELECTRODES.index(e) for e in electrodes if e in ELECTRODES] if electrodes else slice(None)
         if b > 0: out[rows, max(int(np.floor(a)), 0):max(int(np.ceil(b)), 0)] = True
     return out

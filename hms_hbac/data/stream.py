@@ -88,7 +88,8 @@ class MneSource(ArraySource):
     "An `mne.io.Raw` as a source; it stays on disk unless it was loaded."
     def __init__(self, raw: object, flags: Sequence[str] = ()):
         bad = set(raw.info["bads"])
-        self.raw, self.labels = raw, ["" if n in bad else n for n in raw.ch_names]
+        self.raw = raw
+        self.labels = ["" if n in bad else n for n in raw.ch_names]
         self.flags = [*flags, *([f"left out, as the file calls them bad: {few(sorted(bad))}"] if bad else [])]
         self.rates = [float(raw.info["sfreq"])] * len(self.labels)
         self.rails = [(np.nan, np.nan)] * len(self.labels)

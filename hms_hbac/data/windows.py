@@ -122,7 +122,8 @@ def read_batch(ds: WindowDataset, indices: np.ndarray, epoch: int) -> dict[str, 
     if len(indices) and not -len(ds) <= indices.min() <= indices.max() < len(ds):
         raise IndexError("window index out of range")
     indices = indices % max(len(ds), 1)
-    rows, keys = {k: v[indices] for k, v in ds.table.items()}, sample_keys(ds.seed, epoch, indices)
+    rows = {k: v[indices] for k, v in ds.table.items()}
+    keys = sample_keys(ds.seed, epoch, indices)
     eeg_s, spec_s = window_starts(rows, ds.offset, keys)
     out = {k: torch.from_numpy(rows[k]) for k in ("event_id", "target", "n_votes") if k in rows}
     out["key"] = keys
@@ -159,7 +160,8 @@ def blank(source: Recordings,
         clock = np.array([source.start_s(id) for id in t["spectrogram_id"]])
         row = spectrogram_row(t["spectrogram_offset"], clock)
         first["spectrogram"] = row - (spec_steps - SPEC_STEPS) // 2
-    out, steps = pd.DataFrame(index=events.index), {"eeg": EEG_SAMPLES, "spectrogram": spec_steps}
+    out = pd.DataFrame(index=events.index)
+    steps = {"eeg": EEG_SAMPLES, "spectrogram": spec_steps}
     for kind, starts in first.items():
         pairs = zip(t[f"{kind}_id"], starts.tolist(), strict=True)
         out[kind] = [not holds_something(source, f"{kind}s", id, start, steps[kind]) for id, start in pairs]

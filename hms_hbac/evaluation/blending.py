@@ -134,7 +134,8 @@ def newton_path(prob: np.ndarray, target: np.ndarray, part: np.ndarray, parts: i
     M, N = prob.shape[:2]
     x = start = np.r_[np.zeros(M), 1, np.zeros(6)]
     order = np.argsort(part, kind="stable")
-    rows, sorted_target = np.ascontiguousarray(prob.transpose(1, 2, 0)[order]), target[order]
+    rows = np.ascontiguousarray(prob.transpose(1, 2, 0)[order])
+    sorted_target = target[order]
     cuts = np.searchsorted(part[order], np.arange(parts + 1))
     for ridge in RIDGES:
         pull = ridge * N * np.eye(len(x))

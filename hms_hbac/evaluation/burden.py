@@ -63,7 +63,8 @@ def status(reading: Reading) -> dict:
     "Whether the rule is met: the fullest 60 minutes, the longest seizure, and `met` in words (or empty)."
     seconds, found = sliding_burden(reading), runs(reading)
     lengths = found.seconds[found["class"] == "seizure"]
-    worst, top = float(seconds.max(initial=0)), float(lengths.max()) if len(lengths) else 0.
+    worst = float(seconds.max(initial=0))
+    top = float(lengths.max()) if len(lengths) else 0.
     at = float(reading.table.time.iloc[int(seconds.argmax())]) if worst else None
     met = [f"{STATUS_SHARE:.0%} of 60 minutes"] if worst >= STATUS_SHARE * HOUR else []
     if top >= STATUS_SECONDS: met.append("10 minutes at a stretch")

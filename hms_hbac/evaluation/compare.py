@@ -34,7 +34,8 @@ def simulated_window(
     if consensus not in CLASSES:
         raise DataError(f"no class {consensus!r}", where="compare", cure=f"one of {', '.join(CLASSES)}")
     shows = [r for r in plan(40, 1, seed) if r.events[0][2].argmax() == CLASSES.index(consensus)]
-    recording, lead = max(shows, key=lambda r: r.events[0][2].max()), 1
+    recording = max(shows, key=lambda r: r.events[0][2].max())
+    lead = 1
     eeg = torch.from_numpy(render(recording, lead=lead, seconds=2 * SPEC_STEPS))
     start = (275 + lead) * EEG_RATE
     batch = {"eeg": eeg[None, :, start:start + EEG_SAMPLES].contiguous(),

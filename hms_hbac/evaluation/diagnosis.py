@@ -178,7 +178,8 @@ def event_rows(comp: Competition, oof: pd.DataFrame) -> pd.DataFrame:
 
 def event_part(comp: Competition, event: pd.Series) -> str:
     "HTML of one event; a file that cannot be read is named in its place."
-    prob, share = event[list(CLASSES)].to_numpy(float), event[list(VOTES)].to_numpy(float) / event.n_votes
+    prob = event[list(CLASSES)].to_numpy(float)
+    share = event[list(VOTES)].to_numpy(float) / event.n_votes
     says = ", ".join(f"{plots.NAMES[c]} {v:.0%} of {int(event.n_votes)} votes, predicted {p:.0%}"
                      for c, v, p in zip(CLASSES, share, prob, strict=True) if max(v, p) >= .15)
     title = f"EEG {event.eeg_id} at {event.eeg_offset:g} s, KL {event.error:.2f}"

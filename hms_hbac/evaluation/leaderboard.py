@@ -49,7 +49,8 @@ def leaderboard_row(run: dict, best: pd.DataFrame) -> dict:
     "One recipe as cells: `run` is what `read_run` gives, `best` the best recipe's out-of-fold table."
     manifests, oof = list(run["manifests"].values()), run["oof"]
     every, sure = [None if oof is None else interval(oof, n) for n in (0, SURE_VOTES)]
-    wall, fast = sum(m.get("wall_seconds") or 0 for m in manifests), speed(manifests)
+    wall = sum(m.get("wall_seconds") or 0 for m in manifests)
+    fast = speed(manifests)
     return {"recipe": run["name"], "KL, 10 votes or more": sure and span(*sure),
             "KL, all": every and span(*every),
             "difference to the best": None if oof is None else versus(oof, best),

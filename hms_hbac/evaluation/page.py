@@ -38,7 +38,8 @@ def number(x: float | None, digits: int = 3) -> str:
 def duration(s: float) -> str:
     "Seconds as a reader says them: 48 s, 12 min, 3.4 h."
     if missing(s): return "–"
-    return f"{s:.0f} s" if s < 120 else f"{s / 60:.0f} min" if s < 7200 else f"{s / 3600:.1f} h"
+    if s < 120: return f"{s:.0f} s"
+    return f"{s / 60:.0f} min" if s < 7200 else f"{s / 3600:.1f} h"
 
 # %% ../../nbs/10_evaluation/07_page.ipynb #f642f6b1
 def cell(value: Any, tag: str = "td") -> str:
@@ -47,7 +48,8 @@ def cell(value: Any, tag: str = "td") -> str:
     numeric = missing(key) or isinstance(key, (int, float, np.integer, np.floating))
     shown = number(text) if isinstance(text, (float, np.floating)) else esc(text)
     scope = ' scope="row"' if tag == "th" else ""
-    kind = " class=n" if numeric else " class=long" if len(str(text)) > 30 else ""
+    kind = " class=long" if len(str(text)) > 30 else ""
+    if numeric: kind = " class=n"
     return f'<{tag}{scope}{kind} data-v="{"" if missing(key) else esc(key)}">{shown}</{tag}>'
 
 

@@ -114,7 +114,8 @@ def votes(target: np.ndarray, prob: np.ndarray | None = None, n_votes: float | N
           ax: Axes | None = None) -> Axes:
     "Shares of votes (6,) as bars, and beside them the predicted probabilities (6,) where given."
     ax = axes(ax, figsize=(4, 2.2))
-    x, width = np.arange(6), .8 if prob is None else .4
+    x = np.arange(6)
+    width = .8 if prob is None else .4
     ax.bar(x - (0 if prob is None else .2), target, width, color=list(COLORS.values()), label="votes")
     if prob is not None:
         ax.bar(x + .2, prob, width, color=list(COLORS.values()), alpha=.45, hatch="//", edgecolor="white",

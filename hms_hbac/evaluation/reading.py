@@ -46,7 +46,8 @@ def annotated_path(stream: Stream | None, out: Path) -> Path:
 # %% ../../nbs/10_evaluation/18_reading.ipynb #7b15d704
 def write_annotated(reading: Reading, out: Path, events: list[Event]) -> Path:
     "Write events into `annotated_path`; the file written."
-    source, path = getattr(reading.stream, "source", None), annotated_path(reading.stream, out)
+    source = getattr(reading.stream, "source", None)
+    path = annotated_path(reading.stream, out)
     if isinstance(source, EdfFile): return annotate(source.path, path, events)
     try:
         import edfio
@@ -131,7 +132,8 @@ TOGETHER = ("ranking.csv", "ranking.html", "readings.json")          # beside th
 
 def folder_names(files: list[Path]) -> list[str]:
     "A name for each recording: its file's without the ending, with a number where that would not do."
-    stems, names = [f.stem for f in files], []
+    stems = [f.stem for f in files]
+    names = []
     for i, stem in enumerate(stems):
         name = stem if stems.count(stem) == 1 else f"{stem}_{i}"
         while name in (*names, *TOGETHER) or name.startswith("."): name = f"{name.lstrip('.')}_{i}"

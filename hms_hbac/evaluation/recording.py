@@ -24,7 +24,9 @@ NOTE = "Research use only. Not a medical device: no diagnosis and no treatment m
 
 def chosen(reading: Reading, most: int = 12, apart: float = 60.) -> list:
     "Up to `most` windows: (position, why) of the surest of each class, then of the largest entropy."
-    valid, prob, time = reading.valid, np.nan_to_num(reading.prob), reading.table.time.to_numpy()
+    valid = reading.valid
+    prob = np.nan_to_num(reading.prob)
+    time = reading.table.time.to_numpy()
     top, out = classes(reading), []
     def free(i): return all(abs(time[i] - time[j]) >= apart for j, _ in out)
     for k, name in enumerate(CLASSES):

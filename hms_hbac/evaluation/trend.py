@@ -217,7 +217,8 @@ def still(reading: Reading) -> str:
     "The trend as a picture, for readers without scripts."
     fig, ax = plt.subplots(figsize=(8, 2.2))
     every = max(1, len(reading.table) // 2000)
-    t, p = reading.table.time.to_numpy()[::every] / 3600, np.nan_to_num(reading.prob)[::every]
+    t = reading.table.time.to_numpy()[::every] / 3600
+    p = np.nan_to_num(reading.prob)[::every]
     ax.stackplot(t, p.T, colors=[COLORS[c] for c in CLASSES], labels=[NAMES[c] for c in CLASSES])
     ax.set(xlabel="h", ylabel="probability", ylim=(0, 1))
     return picture(fig, "probabilities of six classes over the recording")

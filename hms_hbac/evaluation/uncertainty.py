@@ -42,7 +42,7 @@ def example_votes(
 # %% ../../nbs/10_evaluation/05_uncertainty.ipynb #8f7b50ec
 def fit_exponent(prob: np.ndarray, target: np.ndarray) -> float:
     """The exponent s of p**s (normalised) with the lowest KL from the shares `target` (N, 6); 1 changes
-    nothing."""
+    nothing. Its inverse is the temperature of Guo et al., arXiv:1706.04599."""
     logs = np.log(np.clip(prob, FLOOR, None))
     def loss(log_s): return -(target * np.log(softmax(np.exp(log_s) * logs).clip(1e-300))).sum(1).mean()
     return float(np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded", options=dict(xatol=1e-5)).x))
@@ -81,7 +81,8 @@ def set_threshold(
     coverage: float = .9,  # promised share of the votes
     by_class: bool = False,
 ) -> np.ndarray:
-    "The lowest probability that puts a class into the set, (6,); the same for all classes unless `by_class`."
+    """The lowest probability that puts a class into the set, (6,); the same for all classes unless
+    `by_class`. Monte-Carlo conformal prediction: Stutz et al., arXiv:2307.09302."""
     if not 0 < coverage < 1:
         raise DataError(f"coverage {coverage} is not between 0 and 1", where="set_threshold")
     if not by_class: return np.full(6, weighted_threshold(prob.ravel(), target.ravel(), coverage, len(prob)))
@@ -109,9 +110,11 @@ def coverage_by(group: ArrayLike, sets: np.ndarray, target: np.ndarray, patient:
     """Per value of `group` (N,): rows, share of the votes in the sets with its 95 % interval over patients,
     set size."""
     inside, out = covered(sets, target), {}
-    group = pd.Series(np.asarray(group)).astype(object).to_numpy()
-    for name in pd.unique(group[~pd.isna(group)]):
-        at = group == name
+    group = pd.Series(group)
+    known = group.dropna()
+    if known.dtype == "category": known = known.sort_values()
+    for name in known.unique():
+        at = (group == name).to_numpy()
         mean, low, high = patient_interval(inside[at], patient[at], draws)[:3]
         out[name] = dict(rows=at.sum(), covered=mean, low=low, high=high, size=sets[at].sum(1).mean())
     return pd.DataFrame(out).T

@@ -113,7 +113,8 @@ def lacking(frames: dict, faults: dict, ids: list, weights: dict) -> list:
 # %% ../../nbs/09_inference/07_ensemble.ipynb #5aada443
 def blend_frames(frames: dict, weights: dict, ids: list, prior: np.ndarray, how: dict) -> tuple:
     "(probabilities (N, 6), report rows of those that got the prior) of members' `frames` for `ids`."
-    prob, used = np.full((len(ids), 6), np.nan), [weights[m] for m in frames]
+    prob = np.full((len(ids), 6), np.nan)
+    used = [weights[m] for m in frames]
     if any(used) and ids: prob = pool([f.reindex(ids).to_numpy() for f in frames.values()], used, **how)
     gone = np.flatnonzero(np.isnan(prob).any(1))
     prob[gone] = prior

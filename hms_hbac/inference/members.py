@@ -118,7 +118,8 @@ class Models:
 def load_model(folder: Path, group: str, tta: str | list | None, device: torch.device) -> FoldModel:
     "Load one run folder onto the device."
     recipe, system = load_run(folder)
-    cuda, dtype = device.type == "cuda", {"fp16": torch.float16, "bf16": torch.bfloat16}.get(recipe.precision)
+    cuda = device.type == "cuda"
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(recipe.precision)
     if cuda and dtype == torch.bfloat16 and torch.cuda.get_device_capability(device)[0] < 8:
         dtype = torch.float16
     if recipe.speed.channels_last and len(system.view.shape) == 3:
@@ -126,7 +127,8 @@ def load_model(folder: Path, group: str, tta: str | list | None, device: torch.d
     name = f"{group}/{folder.name}" if folder.name.startswith("fold") else group
     probabilities = loss(recipe.stages[-1].loss or recipe.loss).probabilities
     how = transforms(recipe.tta if tta is None else tta)
-    autocast, prior = dtype if cuda else None, run_prior(folder)
+    autocast = dtype if cuda else None
+    prior = run_prior(folder)
     return FoldModel(name, group, system.to(device), how, probabilities, autocast, prior)
 
 # %% ../../nbs/09_inference/05_members.ipynb #ce255508

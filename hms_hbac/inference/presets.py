@@ -135,7 +135,8 @@ def predict_members(runs: dict,  # {recipe: folder of its folds}
                     tta: str | list | None = None, batch_size: int = 32, device: str | None = None,
                     progress: bool = True) -> tuple:
     "Predict recipes and write folder/<recipe>.csv with notes: (answers, report rows of lost models, prior)."
-    made, ids = {r: made_of(f, comp, tta) for r, f in runs.items()}, test_ids(comp)
+    made = {r: made_of(f, comp, tta) for r, f in runs.items()}
+    ids = test_ids(comp)
     models = load_models(list(runs.values()), tta, device)
     answers = predict_table(models, comp, batch_size, progress)
     names = {f.resolve().name: r for r, f in runs.items()}             # a folder may be a link

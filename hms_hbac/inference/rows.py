@@ -129,7 +129,8 @@ def read_slots(source: "FolderSource", table: pd.DataFrame,
     "A batch with `eeg` and `spectrogram` (where asked for) and `notes`, one dict per row."
     batch, notes = empty_batch(slots, eeg, steps), []
     for b, i in enumerate(rows):
-        ids, note = (table.eeg_id.iat[i], table.spectrogram_id.iat[i]), {"row": int(i), "made": False}
+        ids = (table.eeg_id.iat[i], table.spectrogram_id.iat[i])
+        note = {"row": int(i), "made": False}
         if eeg: note["eeg"], note["eeg remarks"] = read_part(source, "eegs", ids[0], batch["eeg"][b].numpy())
         if steps:
             out = batch["spectrogram"][b].numpy()

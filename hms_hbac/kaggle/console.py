@@ -55,7 +55,8 @@ def system_fault(e: OSError) -> tuple[str, str]:
 
     The number is looked for in the text where a library has lost it."""
     told = re.search(r"\[Errno (\d+)\]", str(e))
-    number = e.errno if e.errno is not None else int(told.group(1)) if told else None
+    number = e.errno
+    if number is None and told: number = int(told.group(1))
     if e.strerror and e.filename is not None: what = f"{e.filename}: {e.strerror}"
     else: what = e.strerror or first_line(e)
     return what, CURES.get(number, "check the path and the disk")

@@ -108,7 +108,8 @@ def infer(
     "Predict the attached competition with the attached runs of `groups`; DataFrame of the members."
     comp = competition_folder()
     ids = write_prior(comp, out)
-    available, fitted = attached_runs(), fitted_weights(weights) if weights else None
+    available = attached_runs()
+    fitted = fitted_weights(weights) if weights else None
     if fitted: groups, demo = {m: w for m, w in read_weights(fitted)["weights"].items() if w > 0}, None
     groups, folders = chosen(groups, available, demo)
     device = "GPU" if torch.cuda.is_available() else "CPU"

@@ -238,7 +238,9 @@ def pack_weights(
     """Pack finished runs under `out`/<recipe>/fold<k>; DataFrame run, MB, state.
 
     `KaggleError` where no run is finished."""
-    fitted, found, rows = None if blend is None else packed_blend(blend), find_runs(runs), []
+    fitted = None if blend is None else packed_blend(blend)
+    found = find_runs(runs)
+    rows = []
     named = [runs] if isinstance(runs, (str, Path)) else list(runs)
     names = run_names(found, runs)
     with renewed(out, "weights", [*named, *found]) as build:

@@ -215,7 +215,7 @@ class ImageModel(PictureNetwork):
 def AST(shape: tuple[int, int, int], backbone: str = "deit_tiny_distilled_patch16_224", stride: int = 10,
         pool: str = "token", **kwargs: object) -> ImageModel:
     """Audio spectrogram transformer: timm's ViT on patches that start every `stride` pixels; other options as
-    `ImageModel`."""
+    `ImageModel`. Gong, Chung and Glass, arXiv:2104.01778."""
     return ImageModel(backbone, shape, pool=pool, patch_stride=stride, **kwargs)
 
 # %% ../../nbs/07_models/02_image.ipynb #40721b83
@@ -225,7 +225,7 @@ def image_batch(system: "System", batch: dict) -> dict:
     augments = [*system.signal_augment, *system.image_augment] if system.training else []
     if augments and "key" not in batch:
         raise DataError("a batch without `key` cannot be augmented",
-                        cure="give each sample its key (core.sample_keys)")
+                        cure="give each sample its key (draws.sample_keys)")
     draws = Draws(batch["key"]) if augments else None
     device = next(v.device.type for v in batch.values() if torch.is_tensor(v))
     with torch.autocast(device, enabled=False):

@@ -153,7 +153,8 @@ class Sum(Loss):
     "A weighted sum of losses; made by `+` and `*`."
     def __init__(self, terms: list[tuple[float, Loss]]):
         super().__init__()
-        self.factors, self.parts = [w for w, _ in terms], nn.ModuleList([t for _, t in terms])
+        self.factors = [w for w, _ in terms]
+        self.parts = nn.ModuleList([t for _, t in terms])
 
     def terms(self) -> list[tuple[float, Loss]]: return list(zip(self.factors, self.parts, strict=True))
     def unweighted(self) -> "Sum": return Sum([(w, t.unweighted()) for w, t in self.terms()])

@@ -116,7 +116,9 @@ def resnet1d_gru(in_channels: int = 8, samples: int = 2000, bands: int = 1, mode
 
 # %% ../../nbs/07_models/03_sequence.ipynb #1d4a3001
 class WaveBlock(nn.Module):
-    "Gated dilated convolutions with summed outputs, (B,C,T) -> (B,F,T); dilations 1, 2, 4 ... 2**(depth-1)."
+    """Gated dilated convolutions with summed outputs, (B,C,T) -> (B,F,T); dilations 1, 2, 4 ... 2**(depth-1).
+
+    After WaveNet, arXiv:1609.03499."""
     def __init__(self, channels: int, filters: int, kernel: int = 4, depth: int = 6):
         super().__init__()
         self.entry = nn.Conv1d(channels, filters, 1)
@@ -149,7 +151,8 @@ def glorot_start(net: nn.Module) -> nn.Module:
 # %% ../../nbs/07_models/03_sequence.ipynb #172bf1e7
 class WaveNet(Network):
     """(B, C, T) -> logits (B,6): one stack of `WaveBlock`s reads each derivation; means over time, then
-    within each of the `chains`, whose derivations stand side by side. T may be any length."""
+    within each of the `chains`, whose derivations stand side by side. T may be any length. After WaveNet,
+    arXiv:1609.03499."""
     def __init__(self, in_channels: int = 8, samples: int = 2000, filters: tuple = (8, 16, 32, 64),
                  kernel: int = 4, depth: int = 6, chains: int = 4, hidden: int = 64):
         super().__init__()
@@ -187,7 +190,9 @@ class Attention(nn.Module):
     "Self-attention with rotary positions, (B,T,D) -> (B,T,D)."
     def __init__(self, dim: int, heads: int):
         super().__init__()
-        self.heads, self.inward, self.outward = heads, nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.heads = heads
+        self.inward = nn.Linear(dim, 3 * dim)
+        self.outward = nn.Linear(dim, dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         "(B, T, D) -> (B, T, D)."
@@ -218,7 +223,8 @@ class SqueezeBlock(nn.Module):
             return nn.Sequential(nn.Linear(dim, dim), nn.SiLU(), nn.Dropout(dropout),
                                  nn.Linear(dim, dim))
         self.parts = nn.ModuleList([Attention(dim, heads), feed(), Convolve(dim, kernel), feed()])
-        self.norms, self.dropout = nn.ModuleList(nn.LayerNorm(dim) for _ in range(4)), nn.Dropout(dropout)
+        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(4))
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         "(B, T, D) -> (B, T, D)."
@@ -237,7 +243,8 @@ def token_stem(in_channels: int, dim: int) -> nn.Sequential:
 
 # %% ../../nbs/07_models/03_sequence.ipynb #561be4f4
 class Squeezeformer(Network):
-    "(B, C, T) -> logits (B,6): `token_stem`, `layers` of `SqueezeBlock`, GeM over time."
+    """(B, C, T) -> logits (B,6): `token_stem`, `layers` of `SqueezeBlock`, GeM over time. After
+    Squeezeformer, arXiv:2206.00888."""
     def __init__(self, in_channels: int = 16, samples: int = 10_000, dim: int = 128, heads: int = 4,
                  layers: int = 3, kernel: int = 51, dropout: float = 0.1):
         super().__init__()

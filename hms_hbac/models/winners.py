@@ -260,7 +260,9 @@ class X3D(Network):
         self.tail = nn.Sequential(nn.Conv3d(widths[-1], last, 1, bias=False), nn.BatchNorm3d(last), nn.ReLU(),
                                   nn.AdaptiveAvgPool3d(1), nn.Flatten(),
                                   nn.Linear(last, hidden, bias=False), nn.ReLU())
-        self.features, self.dropout, self.head = hidden, nn.Dropout(dropout), nn.Linear(hidden, len(CLASSES))
+        self.features = hidden
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(hidden, len(CLASSES))
 
     def vector(self, x: torch.Tensor) -> torch.Tensor:
         return self.dropout(self.tail(self.blocks(self.stem(x.unsqueeze(1)))))

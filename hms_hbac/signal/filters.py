@@ -133,7 +133,8 @@ def butter_sections(order: int, low: float = None, high: float = None,
     if not edges or min(edges) <= 0 or max(edges) >= rate / 2 or edges != sorted(edges):
         raise HmsError(f"cannot filter from {low} to {high} Hz", where="butter",
                        cure=f"give low and/or high, 0 < low < high < {rate / 2:g}")
-    kind = "bandpass" if len(edges) == 2 else "highpass" if high is None else "lowpass"
+    kind = "highpass" if high is None else "lowpass"
+    if len(edges) == 2: kind = "bandpass"
     sections = design(order, edges if len(edges) == 2 else edges[0], kind, fs=rate, output="sos")
     return tuple(map(tuple, sections.tolist()))
 

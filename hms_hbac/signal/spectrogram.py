@@ -183,7 +183,8 @@ def stft_power(x: torch.Tensor, rate: float = EEG_RATE, nperseg: int = 256, nove
     `fmin` to `fmax` Hz only. `noverlap` is nperseg // 8 by default, `nfft` nperseg; `detrend` is "constant"
     or False. No padding: windows lie inside."""
     noverlap = nperseg // 8 if noverlap is None else noverlap
-    nfft, window = nfft or nperseg, tuple(window) if isinstance(window, list) else window
+    nfft = nfft or nperseg
+    window = tuple(window) if isinstance(window, list) else window
     step, frames = nperseg - noverlap, (x.shape[-1] - noverlap) // (nperseg - noverlap)
     if frames < 1:
         raise HmsError(f"{x.shape[-1]} samples are fewer than a window of {nperseg}", where="stft_power",

@@ -221,7 +221,9 @@ def draw_scene(rng: np.random.Generator, patient_rng: np.random.Generator, stren
     """A random `Scene`; `strength` scales all patterns against the background; `patient_rng` draws what
     belongs to the patient."""
     side = int(patient_rng.choice((-1, 1)))
-    alpha, bpm, level = patient_rng.uniform(7, 10.5), patient_rng.uniform(55, 110), draw_level(patient_rng)
+    alpha = patient_rng.uniform(7, 10.5)
+    bpm = patient_rng.uniform(55, 110)
+    level = draw_level(patient_rng)
     mix = background_mix() * np.exp(.32 * patient_rng.standard_normal((19, 1))).astype(np.float32)
     focus = (side * rng.uniform(.3, .8), rng.uniform(-.5, .6))
     hz = {c: float(np.exp(rng.uniform(*np.log(limits)))) for c, limits in RATES.items()}

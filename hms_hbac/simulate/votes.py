@@ -98,7 +98,9 @@ class Decks:
     def __init__(self, split: str):
         table = LEANINGS * (np.arange(LEANINGS.shape[1]) == EXPERTS) if split == "test" else LEANINGS
         self.shares = table.sum(1) / table.sum()
-        self.leans, self.groups, self.counts = Deck(self.shares), [Deck(row) for row in table], {}
+        self.leans = Deck(self.shares)
+        self.groups = [Deck(row) for row in table]
+        self.counts = {}
 
     def count(self, group: int, lean: int) -> int:
         "How many raters of a group see the next segment that leans so."

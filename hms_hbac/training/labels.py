@@ -118,6 +118,8 @@ def mix_labels(events: pd.DataFrame,
                ) -> pd.DataFrame:
     """New targets of the events at `rows`, indexed by event_id with `CLASSES`.
 
+    Distilled labels: Hinton, Vinyals and Dean, arXiv:1503.02531; refined ones: Bagherinezhad et al.,
+    arXiv:1805.02641.
     `RecipeError` where a prediction is missing."""
     part = events.iloc[rows]
     if below_votes is not None: part = part[part.n_votes < below_votes]

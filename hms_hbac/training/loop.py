@@ -57,7 +57,8 @@ def stage_targets(loop: Loop, rows: np.ndarray) -> torch.Tensor | None:
     else:
         raise RecipeError(f"nothing makes labels of source {labels.source!r}",
                           where=f"stage {loop.stage.name!r}", cure="votes or refined, or pass label_sources")
-    targets, at = vote_shares(given.events), pd.Index(given.events.event_id).get_indexer(table.index)
+    targets = vote_shares(given.events)
+    at = pd.Index(given.events.event_id).get_indexer(table.index)
     targets[at[at >= 0]] = table[list(CLASSES)].to_numpy(dtype=np.float32)[at >= 0]
     return torch.from_numpy(targets)
 
@@ -255,7 +256,8 @@ def score(loop: Loop, prob: np.ndarray) -> tuple:
         raise HmsError("the training diverged: predictions are not finite",
                        where=f"stage {loop.stage.name!r}, update {loop.progress.total}",
                        cure="a lower optimizer.lr, clip, or precision bf16 or fp32")
-    valid, least = loop.given.events.iloc[loop.given.valid_rows], loop.settings.select_min_votes
+    valid = loop.given.events.iloc[loop.given.valid_rows]
+    least = loop.settings.select_min_votes
     kl, chosen = kl_rows(vote_shares(valid), prob), valid.n_votes.to_numpy() >= least
     if not chosen.any():
         chosen[:], note = True, f"no validation row has {least} votes: all rows choose the best weights"

@@ -113,7 +113,8 @@ def sample_seconds(cost: Cost, recipe: Recipe, device: Device) -> tuple[float, f
 def memory(cost: Cost, recipe: Recipe, device: Device) -> tuple[float, int]:
     "GB of one GPU that the recipe's batch takes, and the largest batch (over all GPUs) that fits."
     weights = cost.parameters * 4 * (4 + (recipe.ema is not None))      # weight, gradient, two moments, mean
-    fixed, each = weights / 1e9 + ASSUMED["context GB"], cost.kept / (1 + (recipe.precision != "fp32")) / 1e9
+    fixed = weights / 1e9 + ASSUMED["context GB"]
+    each = cost.kept / (1 + (recipe.precision != "fp32")) / 1e9
     part = -(-recipe.batch_size // device.gpus)
     return fixed + part * each, max(0, int((device.memory - fixed) / each)) * device.gpus
 

@@ -240,7 +240,8 @@ def train_folds(
 
     Those that the time budget does not reach are left out."""
     deadline = None if time_budget is None else time.time() + seconds(time_budget)
-    folds, options = [f for f in dict.fromkeys(folds) if f != without], options | {"without": without}
+    folds = [f for f in dict.fromkeys(folds) if f != without]
+    options = options | {"without": without}
     if workers > 1 and len(folds) > 1:
         done = in_workers(workers, deadline, recipe, comp_path, runs, folds, log, options)
     else: done = [train_before(deadline, recipe, comp_path, runs, fold, log=log, **options) for fold in folds]

@@ -173,7 +173,8 @@ def place(given: Given,
           heard: list | None = None,         # receives signals, see `listening`
           ) -> Loop:
     "The `Loop` of what is given, its system on the device and wrapped for several processes."
-    cuda, processes = given.accelerator.device.type == "cuda", given.accelerator.num_processes
+    cuda = given.accelerator.device.type == "cuda"
+    processes = given.accelerator.num_processes
     hasten(given)
     if cuda and processes > 1:
         from timm.layers import convert_sync_batchnorm

@@ -32,7 +32,8 @@ class Overlap:
     def __init__(self, draw: Callable, x: torch.Tensor, n: int, reach: tuple[int, int], first: int = 0,
                  last: int | None = None):
         self.draw, self.x, self.n, self.reach = draw, x, n, reach
-        self.first, self.last = first, n if last is None else last
+        self.first = first
+        self.last = n if last is None else last
         self.whole = draw(x[None])[0]
 
     def cut(self, starts: np.ndarray) -> torch.Tensor:
@@ -132,8 +133,10 @@ def whole_rows(eeg: torch.Tensor) -> bool:
 # %% ../../nbs/05_views/09_along.ipynb #00e50f84
 def along_band(v: Sequence, eeg: torch.Tensor, starts: np.ndarray) -> Callable | None:
     "Draws windows of (20, T) that begin at `starts` as `v` does whose only filter is one zero-phase band."
-    first, x = (EEG_SAMPLES - v.samples) // 2, repair(montage(v.montage).derive(eeg))[0].double().numpy()
-    sections, use = butter_sections(v.order, v.low, v.high), slice(first, first + v.samples, v.stride)
+    first = (EEG_SAMPLES - v.samples) // 2
+    x = repair(montage(v.montage).derive(eeg))[0].double().numpy()
+    sections = butter_sections(v.order, v.low, v.high)
+    use = slice(first, first + v.samples, v.stride)
     if memory(sections) > EEG_SAMPLES: return None                # the other end would be felt as well
     ends = Ends(x, sections, EEG_SAMPLES, use, starts)
     return lambda some: torch.from_numpy(cut(ends, some).clip(-1024, 1024)).float() / 32

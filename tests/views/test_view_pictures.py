@@ -5,15 +5,15 @@ import pytest
 import torch
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
-from hms_hbac.core import CHAINS, CHANNELS, EEG_RATE, PANELS, SPEC_FREQUENCIES  # noqa: E402
+from hms_hbac.core import CHAINS, CHANNELS, EEG_RATE, PANELS, SPEC_FREQUENCIES
 from hms_hbac.draws import sample_keys
-from hms_hbac.views.algebra import Tile, between  # noqa: E402
-from hms_hbac.views.pictures import view_image  # noqa: E402
-from hms_hbac.views.raw import WINNER_VIEWS  # noqa: E402
-from hms_hbac.views.systems import EXPRESSIONS, view  # noqa: E402
-from hms_hbac.views.transforms import Around  # noqa: E402
+from hms_hbac.views.algebra import Tile, between
+from hms_hbac.views.pictures import view_image
+from hms_hbac.views.raw import WINNER_VIEWS
+from hms_hbac.views.systems import EXPRESSIONS, view
+from hms_hbac.views.transforms import Around
 
 # Hz, s in the EEG, s in the ten minutes
 TONES = [(5, -2.1, -119), (8, 1.4, 61), (10, 2, 151), (12.5, -1, -41), (15.5, .6, 201)]
