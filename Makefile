@@ -63,6 +63,6 @@ $(VENV)/ready: requirements-dev.txt setup.py settings.ini
 	@$(BIN)/python -m pip install -q $(UV) || true
 	@if ! $(BIN)/uv pip install -p $(BIN)/python -q -r requirements-dev.txt; then $(BIN)/python -m pip install -r requirements-dev.txt; fi
 	@$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
-	@printf '#!/bin/sh\nexec "%s" "%s" "$$@"\n' "$(CURDIR)/$(BIN)/python" "$(CURDIR)/tools/quarto.py" > $(BIN)/quarto
+	@printf '#!/bin/sh\nexec "%s" "%s" "$$@"\n' "$(abspath $(BIN)/python)" "$(abspath tools/quarto.py)" > $(BIN)/quarto
 	@chmod +x $(BIN)/quarto
 	@touch $@

@@ -56,7 +56,7 @@ def main():
             failed += done.returncode != 0
         except subprocess.TimeoutExpired:
             left.append(" ".join(job[2:] if job[1] == "-m" else job[1:]))
-    print(f"{len(jobs)} jobs, {failed} failed")
+    print(f"{len(jobs) - len(left)} of {len(jobs)} jobs finished, {failed} failed")
     for job in left:
         print(f"not finished in {args.seconds:.0f} s: {job}")
     return 1 if failed else 0
