@@ -1,5 +1,9 @@
 """What the README tells a newcomer to type works as it stands."""
+import os
 import re
+import shutil
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -53,3 +57,21 @@ def test_the_tables_of_the_readme_are_whole():
     tables = re.findall(r"(?:^\|.*\n)+", README.read_text(encoding="utf-8"), re.M)
     cells = [[len(re.findall(r"(?<!\\)\|", row)) for row in table.splitlines()] for table in tables]
     assert tables and all(len(set(row)) == 1 for row in cells), cells
+
+
+def test_nbdev_readme_renders_the_same_page(tmp_path):
+    "The last step of `nbdev_prepare`, with the stand-in for Quarto that `make` puts beside nbdev."
+    root = README.parent
+    for name in ("nbs", "hms_hbac", "tools"):
+        ignore = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
+        shutil.copytree(root / name, tmp_path / name, ignore=ignore)
+    shutil.copy(root / "settings.ini", tmp_path)
+    quarto = tmp_path / "bin/quarto"
+    quarto.parent.mkdir()
+    quarto.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{tmp_path}/tools/quarto.py" "$@"\n')
+    quarto.chmod(0o755)
+    env = {**os.environ, "PYTHONPATH": str(tmp_path), "PATH": f"{quarto.parent}:{os.environ['PATH']}"}
+    command = [sys.executable, "-c", "from nbdev.quarto import nbdev_readme; nbdev_readme()"]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "README.md").read_bytes() == README.read_bytes()
