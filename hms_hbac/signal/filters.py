@@ -192,7 +192,7 @@ FORGOTTEN = 1e-6                     # of a filter's slowest mode: the rest is n
 def _gain(sections, n, rate, dtype, device, both=False):
     h = response(sections, np.fft.rfftfreq(n, 1 / rate), rate)
     h = torch.from_numpy(np.abs(h) ** 2 if both else h)
-    return h.to(device, dtype if both or dtype == torch.float64 else torch.complex64)
+    return h.to(device, dtype if both else dtype.to_complex())
 
 
 @lru_cache(maxsize=64)
