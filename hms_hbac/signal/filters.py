@@ -196,10 +196,10 @@ def _gain(sections, n, rate, dtype, device, both=False):
 
 
 @lru_cache(maxsize=64)
-def turning(sections: tuple[tuple[float, ...], ...], dtype: torch.dtype,
+def turning(sections: tuple[tuple[float, ...], ...],
             device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the turn at a row's end adds to |H|²: matrices (m, r) and (r, m), applied in turn to its last m
-    samples, the very last first."""
+    """What the turn at a row's end adds to |H|²: float64 matrices (m, r) and (r, m), applied in turn to its
+    last m samples, the very last first."""
     from scipy.signal import fftconvolve, sosfilt
     s, m = np.array(sections), memory(sections, FORGOTTEN)
     h = sosfilt(s, np.eye(1, 2 * m)[0])                                         # after an impulse
@@ -208,7 +208,7 @@ def turning(sections: tuple[tuple[float, ...], ...], dtype: torch.dtype,
     passed = np.array([fftconvolve(h[1:], c[::-1])[m - 1:2 * m - 1] for c in q.T]) @ q
     held = response(sections, [0.])[0].real - h[:m].cumsum()                    # the last value, for ever
     pair = np.c_[q, h[:m]], np.r_[-passed @ passed @ q.T, held[None]]
-    return tuple(torch.from_numpy(np.ascontiguousarray(a)).to(device, dtype) for a in pair)
+    return tuple(torch.from_numpy(np.ascontiguousarray(a)).to(device) for a in pair)
 
 # %% ../../nbs/02_signal/01_filters.ipynb #bb82143b
 @full_precision
@@ -228,9 +228,10 @@ def sections_filter(x: torch.Tensor, sections: tuple[tuple[float, ...], ...], ze
     x = odd_extend(x, edge, edge)
     first = x[..., :1].clone()
     x.sub_(first)
-    y, (back, forth) = run(x).add_(first * gain[0]), turning(sections, x.dtype, x.device)
+    y = run(x).add_(first * gain[0])
+    back, forth = turning(sections, x.device)             # in float64: no row's digits depend on its batch
     m = min(len(back), length)
-    y[..., length - m:] += (x[..., length - m:].flip(-1) @ back[:m] @ forth[:, :m]).flip(-1)
+    y[..., length - m:] += (x[..., length - m:].flip(-1).double() @ back[:m] @ forth[:, :m]).flip(-1)
     return y[..., edge:length - edge]
 
 # %% ../../nbs/02_signal/01_filters.ipynb #f2057330
