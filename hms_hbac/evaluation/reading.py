@@ -27,6 +27,7 @@ from .plots import NAMES
 from .recording import NOTE, provenance, recording_page
 from ..inference.reader import Reader, Reading, identity
 from ..inference.rows import reason
+from ..signal.memory import give_back
 
 # %% ../../nbs/10_evaluation/18_reading.ipynb #4b486e67
 def found_events(reading: Reading) -> list[Event]:
@@ -89,6 +90,7 @@ def write_reading(reading: Reading, out: str | Path, annotated: bool = False) ->
     "Write `FILES` of a reading into `out`, the summary last, and drop its pieces; returns the summary."
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
+    give_back()                                # what reading kept: drawing the page of a day takes 170 MB
     try:
         write_tables(reading, out)
         events = found_events(reading)
