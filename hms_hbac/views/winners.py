@@ -266,8 +266,8 @@ class Scalogram(View):
                  high: float = 60., width: int = 256, size: float | tuple = None):
         super().__init__(source=signals_of(source, "Scalogram"), kind=kind, count=count, low=low, high=high,
                          width=width, size=size)
+        self.step = column_step(source, kind, width)                 # first: it refuses what cannot be drawn
         self.shape = (1, source.shape[0] * count, width)
-        self.step = column_step(source, kind, width)
         self.frequencies = tuple(wavelet_frequencies(low, high, count))
 
     def forward(self, batch: dict) -> torch.Tensor:
