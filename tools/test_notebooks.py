@@ -22,7 +22,6 @@ from pathlib import Path
 from shared import ROOT, notebooks, preloaded
 
 SMALL = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-LADDER = "7,1,2"                                             # patients, epochs, rungs: `ladder.SMALLEST`
 FORKS = multiprocessing.get_context("forkserver")
 
 
@@ -42,12 +41,13 @@ def execute(path, flags, log, ladders):
     os.dup2(file, 1), os.dup2(file, 2)
     os.chdir(ROOT)
     os.environ.update(SMALL)
-    if ladders: os.environ["HMS_LADDER"] = f"{LADDER},{ladders}"
     warnings.simplefilter("ignore")
     import nbdev.test
     from nbdev.config import get_config
 
+    from hms_hbac.evaluation.ladder import SMALLEST
     from hms_hbac.signal.memory import keep_memory
+    if ladders: os.environ["HMS_LADDER"] = f"{SMALLEST},{ladders}"
     keep_memory()
     nbdev.test.CaptureShell = quick_shell
     config = get_config()

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WORDS', 'INTERICTAL', 'STATUS_SHARE', 'STATUS_SECONDS', 'HOUR', 'SPREADS', 'PRIOR', 'word', 'classes', 'runs',
-           'longest', 'sliding_burden', 'status', 'hour_marks', 'burden', 'totals', 'confusions', 'mean_rates',
-           'spread_likelihood', 'dirichlet', 'rates_of_new', 'expected_burden']
+           'longest', 'sliding_burden', 'status', 'hour_marks', 'burden', 'totals', 'confusions', 'spread_likelihood',
+           'dirichlet', 'rates_of_new', 'expected_burden']
 
 # %% ../../nbs/10_evaluation/15_burden.ipynb #64780818
 import numpy as np
@@ -119,13 +119,6 @@ def confusions(oof: pd.DataFrame,            # an out-of-fold table, see `read_o
     counts = np.zeros((len(names), len(CLASSES), len(CLASSES)))
     np.add.at(counts, (patient, vote_shares(oof).argmax(1), oof[list(CLASSES)].to_numpy().argmax(1)), 1)
     return counts
-
-
-def mean_rates(counts: np.ndarray) -> np.ndarray:
-    "(6, 6): of the events of each class, the shares that were called what; equal shares without events."
-    total = counts.sum(0)
-    seen = total.sum(1, keepdims=True)
-    return np.where(seen > 0, total / np.maximum(seen, 1), 1 / len(CLASSES))
 
 # %% ../../nbs/10_evaluation/15_burden.ipynb #bd000002
 SPREADS = np.geomspace(.1, 100, 31)  # concentrations of patients' rates, each as likely beforehand

@@ -185,7 +185,7 @@ def reflection(sections: tuple[tuple[float, ...], ...]) -> int:
     return 3 * (2 * len(s) + 1 - min((s[:, 2] == 0).sum(), (s[:, 5] == 0).sum()))
 
 # %% ../../nbs/02_signal/01_filters.ipynb #67208fa0
-FORGOTTEN = 1e-6                     # of a filter's slowest mode: the rest is neglected
+FORGOTTEN = 1e-7                     # what is left of a filter's slowest mode where it counts as gone
 
 
 @lru_cache(maxsize=64)
@@ -219,7 +219,7 @@ def sections_filter(x: torch.Tensor, sections: tuple[tuple[float, ...], ...], ze
     from scipy.fft import next_fast_len
     edge = reflection(sections) if zero_phase else 0
     length = x.shape[-1] + 2 * edge
-    n = next_fast_len(length + memory(sections, FORGOTTEN if zero_phase else 1e-5), real=True)
+    n = next_fast_len(length + memory(sections, FORGOTTEN), real=True)
     gain = _gain(sections, n, rate, x.dtype, x.device, zero_phase)
 
     def run(x): return torch.fft.irfft(torch.fft.rfft(x, n=n).mul_(gain), n=n)[..., :length]

@@ -106,9 +106,9 @@ def drawn(rng, alpha):
 
 @pytest.mark.parametrize("patients, spread", [(6, 1.0), (6, 20.0), (25, 1.0)])
 def test_the_interval_holds_what_it_promises_of_new_patients(patients, spread):
-    "Patients of a known population: 95 % of a new one's burdens lie inside (60 trials: within 7 % of that)."
+    "Patients of a known population: 95 % of a new one's burdens lie inside (1,000 trials: .93 to .97)."
     inside, width = [], []
-    for trial in range(60):
+    for trial in range(200):
         rng = np.random.default_rng([patients, trial])
         mean = .7 * np.eye(6) + .3 * rng.dirichlet(np.ones(6), 6)
         rates = drawn(rng, np.broadcast_to(spread * mean, (patients + 1, 6, 6)))
@@ -119,7 +119,7 @@ def test_the_interval_holds_what_it_promises_of_new_patients(patients, spread):
         _, low, high = expected_burden(truth, oof, draws=600).transpose(2, 0, 1)
         inside.append((low <= found) & (found <= high))
         width.append(high - low)
-    assert .88 <= np.mean(inside) <= .99 and np.mean(width) < .6, (np.mean(inside), np.mean(width))
+    assert .92 <= np.mean(inside) <= .99 and np.mean(width) < .6, (np.mean(inside), np.mean(width))
 
 
 def test_a_class_that_one_patient_had_is_hardly_known():
