@@ -216,4 +216,4 @@ def test_a_brainvision_file_that_came_alone(tmp_path):
         "NumberOfChannels=1\nSamplingInterval=5000\n[Binary Infos]\nBinaryFormat=INT_16\n"
         "[Channel Infos]\nCh1=Fp1,,0.1,µV\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"a\.eeg") as e: open_recording(tmp_path / "a.vhdr")
-    assert e.value.cure == "copy the files that belong to it as well"
+    assert e.value.cure == "copy the files that a.vhdr names beside it as well"
