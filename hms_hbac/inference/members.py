@@ -21,6 +21,7 @@ from ..core import VOTES, CheckpointError, HmsError, RecipeError, read_json
 from .outputs import report_row
 from .rows import reason
 from .tta import transforms
+from ..models.backbones import channels_last
 from ..models.losses import loss
 from ..models.recipe import build, load_recipe, without_downloads
 from ..training.checkpoints import load_weights
@@ -122,8 +123,7 @@ def load_model(folder: Path, group: str, tta: str | list | None, device: torch.d
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(recipe.precision)
     if cuda and dtype == torch.bfloat16 and torch.cuda.get_device_capability(device)[0] < 8:
         dtype = torch.float16
-    if recipe.speed.channels_last and len(system.view.shape) == 3:
-        system.net.to(memory_format=torch.channels_last)
+    if recipe.speed.channels_last: channels_last(system.net)
     name = f"{group}/{folder.name}" if folder.name.startswith("fold") else group
     probabilities = loss(recipe.stages[-1].loss or recipe.loss).probabilities
     how = transforms(recipe.tta if tta is None else tta)
@@ -145,7 +145,7 @@ def slimmed(net: torch.nn.Module) -> torch.nn.Module:
             steps[i], steps[i + 1], folded = fuse_conv_bn_eval(conv, norm), torch.nn.Identity(), folded + 1
             if isinstance(act := next(iter(steps[i + 2:]), None), (torch.nn.SiLU, torch.nn.ReLU)):
                 act.inplace = True
-    return net.to(memory_format=torch.channels_last) if folded else net
+    return channels_last(net) if folded else net
 
 # %% ../../nbs/09_inference/05_members.ipynb #2ca4b751
 def load_models(runs: Path | str | Iterable, tta: str | list | None = None,

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CLASSIFIERS', 'TABLES', 'CURE', 'image_needs', 'feature_grid', 'weights_file', 'read_weights', 'create_backbone',
-           'save_backbone', 'layout', 'overlap_patches', 'take_out_finish', 'FeatureMap', 'Backbone']
+           'save_backbone', 'layout', 'overlap_patches', 'take_out_finish', 'FeatureMap', 'Backbone', 'channels_last']
 
 # %% ../../nbs/07_models/01_backbones.ipynb #950a14e0
 import difflib
@@ -247,3 +247,10 @@ class Backbone(FeatureMap):
         if patch_stride: overlap_patches(net, patch_stride)
         if not finish: take_out_finish(net)
         super().__init__(net, size, grid, token, finish)
+
+# %% ../../nbs/07_models/01_backbones.ipynb #c4a1b002
+def channels_last(net: nn.Module) -> nn.Module:
+    "`net` with the channels of its 2-D convolutions beside each other in memory; changed in place."
+    for m in net.modules():
+        if isinstance(m, nn.Conv2d): m.to(memory_format=torch.channels_last)
+    return net

@@ -57,6 +57,7 @@ def demo_scale(raw: dict) -> dict:
         s["mosaic_epochs"] = min(s["mosaic_epochs"], 1)
         for part in ("warmup", "freeze"): s[part] = s[part] | {"epochs": min(s[part]["epochs"], 1)}
     raw.update(precision="fp32", batch_size=min(raw["batch_size"], 16), evals_per_epoch=1)
+    raw["speed"] = raw["speed"] | {"channels_last": True}                                # on processors, too
     if raw["ema"]: raw["ema"] = shorter_mean(raw["ema"], .9) | {"every": 1}
     return raw
 

@@ -50,7 +50,7 @@ class Schedule(Part):
 class Speed(Part):
     "Ways to spend less time on a GPU, each off until it is measured there (`make gpu`)."
     compile: Literal["inductor", "eager"] | None = None      # torch.compile's backend; eager is for tests
-    channels_last: bool = False          # a picture's channels beside each other in memory
+    channels_last: bool = False          # the channels of maps beside each other in memory
     fused: bool = False                  # one kernel for all weights, where the optimizer has one
     resident: bool = False               # the cache of recordings, as float16, in the GPU's memory
 

@@ -104,7 +104,8 @@ def repair(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(..., T) -> (filled, valid): NaN becomes the row's mean over time, a row without any value 0; `valid`
     is True where a value was."""
     valid = ~x.isnan()
-    mean = x.nansum(-1, keepdim=True) / valid.sum(-1, keepdim=True).clamp(min=1)
+    many = valid.view(torch.uint8).sum(-1, keepdim=True, dtype=torch.int32)         # quicker than of bool
+    mean = x.nansum(-1, keepdim=True) / many.clamp(min=1)
     return torch.where(valid, x, mean), valid
 
 # %% ../../nbs/02_signal/01_filters.ipynb #001009bb

@@ -17,6 +17,8 @@ import numpy as np
 import pandas as pd
 import torch
 
+from ..models.backbones import channels_last
+
 # %% ../../nbs/08_training/08_state.ipynb #d138eec9
 @dataclass(frozen=True)
 class Given:
@@ -155,8 +157,7 @@ class Loop(Shortcuts):
 def hasten(given: Given) -> None:
     "Lay out and compile the network as the recipe's `speed` asks."
     speed, system = given.settings.speed, given.system
-    if speed.channels_last and len(getattr(getattr(system, "view", None), "shape", ())) == 3:
-        system.net.to(memory_format=torch.channels_last)
+    if speed.channels_last: channels_last(system.net)
     if speed.compile:
         home = Path(given.folder).absolute().parents[1]/".compiled"
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(home))
