@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CHAIN_SWAP', 'Augment', 'check_options', 'time_axes', 'bind', 'expression', 'pick', 'in_order', 'SignalAugment',
-           'FlipLeftRight', 'FlipFrontBack', 'SwapChains', 'DropChannels', 'ReverseTime', 'Polarity', 'TimeShift',
-           'RescaleTime']
+           'FlipLeftRight', 'FlipFrontBack', 'SwapChains', 'DropChannels', 'ReverseTime', 'Polarity', 'later',
+           'TimeShift', 'RescaleTime']
 
 # %% ../../nbs/06_augment/01_signal.ipynb #e0214598
 import inspect
@@ -199,15 +199,20 @@ class Polarity(SignalAugment):
         x = batch[self.entry()]
         return {self.entry(): pick(self.coin(draws, x), -x, x)}
 
-# %% ../../nbs/06_augment/01_signal.ipynb #9d65fef9
-def _along(v, x):
-    "`v` (B, N) over time or columns, with as many axes as `x`."
-    return v.reshape(len(v), *[1] * (x.ndim - 2), -1)
-
-
-def _at(x, i):
-    "`x` (B, ..., T) read at `i` (B, N) along time."
-    return x.gather(-1, _along(i, x).expand(*x.shape[:-1], -1))
+# %% ../../nbs/06_augment/01_signal.ipynb #5a1f7e01
+def later(x: torch.Tensor,
+          steps: torch.Tensor,      # (B,)
+          most: int,                # of all steps, either way
+          roll: bool = False,       # what leaves at one end comes in at the other, else NaN
+          ) -> torch.Tensor:
+    "`x` (B, ..., T) with each sample `steps` later."
+    n = x.shape[-1]
+    most = min(most, n)
+    gap = x.new_full((*x.shape[:-1], most), float("nan"))
+    ends = (x[..., n - most:], x[..., :most]) if roll else (gap, gap)
+    every = torch.cat([ends[0], x, ends[1]], -1).unfold(-1, n, 1)                  # all shifts, as views
+    steps = (steps.fmod(n) if roll else steps.clamp(-most, most)).to(x.device)
+    return every[torch.arange(len(x), device=x.device), ..., most - steps, :]
 
 # %% ../../nbs/06_augment/01_signal.ipynb #1ae2b69d
 class TimeShift(Augment):
@@ -222,19 +227,18 @@ class TimeShift(Augment):
     def change(self, batch: dict, draws: Draws) -> dict:
         s = draws.uniform(low=-self.seconds, high=self.seconds) * draws.coin(self.p)
         rates = {"eeg": EEG_RATE, "spectrogram": 1 / SPEC_STEP}
-        return {k: self.shift(batch[k], (s * r).round().long(), round(self.seconds * r))
+        return {k: later(batch[k], (s * r).round().long(), round(self.seconds * r), self.border == "roll")
                 for k, r in rates.items() if k in batch}
 
-    def shift(self, x: torch.Tensor, steps: torch.Tensor, most: int) -> torch.Tensor:
-        "`x` (B, ..., T) later by `steps` (B,), each at most `most` either way."
-        n = x.shape[-1]
-        most = min(most, n)
-        roll = self.border == "roll"
-        gap = x.new_full((*x.shape[:-1], most), float("nan"))
-        ends = (x[..., n - most:], x[..., :most]) if roll else (gap, gap)
-        every = torch.cat([ends[0], x, ends[1]], -1).unfold(-1, n, 1)              # all shifts, as views
-        steps = (steps.fmod(n) if roll else steps.clamp(-most, most)).to(x.device)
-        return every[torch.arange(len(x), device=x.device), ..., most - steps, :]
+# %% ../../nbs/06_augment/01_signal.ipynb #9d65fef9
+def _along(v, x):
+    "`v` (B, N) over time or columns, with as many axes as `x`."
+    return v.reshape(len(v), *[1] * (x.ndim - 2), -1)
+
+
+def _at(x, i):
+    "`x` (B, ..., T) read at `i` (B, N) along time."
+    return x.gather(-1, _along(i, x).expand(*x.shape[:-1], -1))
 
 # %% ../../nbs/06_augment/01_signal.ipynb #6ec2edc0
 class RescaleTime(SignalAugment):
