@@ -8,7 +8,6 @@ __all__ = ['LEFT', 'RIGHT', 'MARGIN', 'WINNER_PARTS', 'WINNER_VIEWS', 'Folded', 
 
 # %% ../../nbs/05_views/08_raw.ipynb #2eaf7846
 import torch
-import torch.nn.functional as F
 
 from ..core import EEG_RATE, EEG_SAMPLES, RecipeError
 from ..signal.filters import butter_sections, montage, repair, sections_filter
