@@ -30,7 +30,8 @@ LENGTHS = {
     "spectrograms": [600, 600, 600, 600, 602, 604, 606, 610, 614, 620,
                      626, 636, 648, 666, 690, 734, 840, 1006, 1197, 1814],
 }
-COUNTS, LONGEST = {"eegs": 17_001, "spectrograms": 11_087}, {"eegs": 3422, "spectrograms": 18_232}
+COUNTS = {"eegs": 17_001, "spectrograms": 11_087}
+LONGEST = {"eegs": 3422, "spectrograms": 18_232}
 
 
 def write(path, kind, seconds, rng):

@@ -164,7 +164,8 @@ def inference(place):
     rows = []
     for name in place.some(place.recipes, 1):
         loop = place.loop(place.recipe(name))
-        given, wanted = loop.given, np.resize(loop.given.train_rows, 4 if place.dry else 2048)
+        given = loop.given
+        wanted = np.resize(loop.given.train_rows, 4 if place.dry else 2048)
         batch = to_device(given.valid_data.batch(wanted[:loop.settings.batch_size], 0), place.device)
         system = loop.system.eval()
 
@@ -190,7 +191,8 @@ def timm_step(place):
         net = net.to(place.device).train()
         x = torch.randn(recipe.batch_size, *shape, device=place.device)
         y = torch.zeros(len(x), dtype=torch.long, device=place.device)
-        optimizer, criterion = torch.optim.SGD(net.parameters(), 1e-3), torch.nn.CrossEntropyLoss()
+        optimizer = torch.optim.SGD(net.parameters(), 1e-3)
+        criterion = torch.nn.CrossEntropyLoss()
         scaler = torch.amp.GradScaler(place.device.type, enabled=recipe.precision == "fp16" and not place.dry)
 
         def once(net=net, x=x, y=y, optimizer=optimizer, criterion=criterion, scaler=scaler, loop=loop):
@@ -267,7 +269,8 @@ def spent(place, updates=20):
     rows = []
     for name in place.some(place.recipes, 1):
         loop = place.loop(place.recipe(name))
-        took, images = dict.fromkeys(("data", "view and augment", "net", "optimizer"), 0.), 0
+        took = dict.fromkeys(("data", "view and augment", "net", "optimizer"), 0.)
+        images = 0
         clock = time.perf_counter()
 
         def lap(kind, took=took):

@@ -109,12 +109,14 @@ def baselines(x, table, fold=0):
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
     inside = (table.fold == fold).to_numpy()
-    votes, given = table.loc[~inside, list(VOTES)].to_numpy(float), x[~inside].to_numpy()
+    votes = table.loc[~inside, list(VOTES)].to_numpy(float)
+    given = x[~inside].to_numpy()
     row, label = np.nonzero(votes)
     boosting = HistGradientBoostingClassifier(learning_rate=.05, max_leaf_nodes=8, l2_regularization=1.,
                                               random_state=0)
     plain = make_pipeline(StandardScaler(), LogisticRegression(C=.1, max_iter=500))
-    ids, out = ["event_id", "eeg_id", "patient_id", "fold", "n_votes", *VOTES], {}
+    ids = ["event_id", "eeg_id", "patient_id", "fold", "n_votes", *VOTES]
+    out = {}
     for name, model, key in (("logistic regression", plain, "logisticregression__sample_weight"),
                              ("gradient boosting", boosting, "sample_weight")):
         with warnings.catch_warnings():
@@ -184,7 +186,8 @@ def recipe_row(name, args, truth):
 
 def blend_rows(args, truth):
     "A row for each published ensemble all of whose members have finished a seed."
-    out, names = [], {n: set(finished(n, args)) for n in {m for b in BLENDS for m in preset(b)}}
+    out = []
+    names = {n: set(finished(n, args)) for n in {m for b in BLENDS for m in preset(b)}}
     for name in BLENDS:
         weights = preset(name)
         oofs = []
@@ -228,7 +231,8 @@ def options(argv):
 
 def start(args):
     "(competition folder, its truth, the rows of before with those of the baselines)."
-    comp, kept = competition(args), [args.folder / f"{n}.parquet" for n in ("eeg", "spectrogram")]
+    comp = competition(args)
+    kept = [args.folder / f"{n}.parquet" for n in ("eeg", "spectrogram")]
     table = add_folds(events(Competition(comp).train))
     cache = prepare(comp, args.folder / "cache", progress=False)
     if not all(f.is_file() for f in kept):

@@ -121,8 +121,7 @@ def measure_parts(models, comp, x, batch):
             c.to_numpy()
     read = time.perf_counter() - begin
     times = []
-    picture, whole = (lambda m, b: m.system.view(b)), (lambda m, b: m.system(b)[0].softmax(-1))
-    for once in (picture, whole):
+    for once in (lambda m, b: m.system.view(b), lambda m, b: m.system(b)[0].softmax(-1)):
         begin = time.perf_counter()
         with torch.no_grad():
             for _ in range(-(-len(files) // 2 // batch)):
@@ -148,7 +147,8 @@ def main(rows, batch, files, folds):
     with tempfile.TemporaryDirectory() as d:
         d = Path(d)
         source = simulated(d / "source", files)
-        small, large = linked(source, d / "small", rows), linked(source, d / "large", 2 * rows)
+        small = linked(source, d / "small", rows)
+        large = linked(source, d / "large", 2 * rows)
         for name in SYSTEMS:
             random_run(d / "runs", name, "demo")
         print(

@@ -72,14 +72,18 @@ def our_blocks(loop, updates, device):
                     sync(device)
                     took = cpu_seconds() - cpu
                     yield samples, time.perf_counter() - begin, took.sum(), took[1]
-                    done, samples, begin, cpu = 0, 0, time.perf_counter(), cpu_seconds()
+                    done, samples = 0, 0
+                    begin = time.perf_counter()
+                    cpu = cpu_seconds()
         finally: reader.close()
         loop.progress.update = 0
 
 
 def bare_block(system, optimizer, loss, batch, updates, autocast, scaler):
     "Samples, seconds and CPU seconds of the fifteen-line loop."
-    device, begin, cpu = batch["target"].device, time.perf_counter(), time.process_time()
+    device = batch["target"].device
+    begin = time.perf_counter()
+    cpu = time.process_time()
     for _ in range(updates):
         with autocast():
             logits, out = system(batch)
@@ -117,7 +121,8 @@ def measure(name, data, updates, rounds, scale, sets=()):
     switch(loop.system, loop.stage, loop.stage.epochs)
 
     bare = make_ours(recipe, data).system
-    bare.signal_augment, bare.image_augment = torch.nn.ModuleList(), torch.nn.ModuleList()
+    bare.signal_augment = torch.nn.ModuleList()
+    bare.image_augment = torch.nn.ModuleList()
     bare = bare.to(device).train()
     if recipe.speed.channels_last and len(bare.view.shape) == 3:
         bare.net.to(memory_format=torch.channels_last)

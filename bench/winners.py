@@ -46,7 +46,8 @@ def measure(name, batch):
     recipe = load_recipe(name)
     recipe.net = without_downloads(recipe.net)
     system, kept = build(recipe).train(), {}
-    optimizer, criterion = torch.optim.AdamW(system.parameters()), loss(recipe.loss)
+    optimizer = torch.optim.AdamW(system.parameters())
+    criterion = loss(recipe.loss)
     windows = example_batch(system, batch)
 
     def note(x):

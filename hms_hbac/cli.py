@@ -158,8 +158,7 @@ def draw_recipes(name: str | None, out: Path, data: Path | None, eeg: int | None
 # %% ../nbs/13_cli.ipynb #7e9422db
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="recipe name or YAML file")],
-    data: Data,
+    recipe: Annotated[str, typer.Argument(help="recipe name or YAML file")], data: Data,
     runs: Annotated[Path, typer.Option(help="folder for runs/<recipe>/fold<k>")] = Path("runs"),
     folds: Annotated[str, typer.Option(help="folds to train, such as 0,1")] = "0,1,2,3,4",
     scale: Annotated[str, typer.Option(help="full; small: minutes; demo: seconds on two cores")] = "full",
@@ -174,7 +173,8 @@ def train(
 ) -> None:
     "Train a recipe fold by fold; finished folds are skipped, a stopped one goes on."
     from hms_hbac.models.recipe import load_recipe
-    made, chosen = load_recipe(recipe, scale, set or ()), numbers(folds, "--folds")
+    made = load_recipe(recipe, scale, set or ())
+    chosen = numbers(folds, "--folds")
     from hms_hbac.training.plan import competition_plan
     if plan: return print(competition_plan(made, data, chosen))
     from hms_hbac.training.run import known_folds, train_folds
@@ -259,7 +259,8 @@ def fit_weights(
     fit = fit_weights(runs, out, min_votes=min_votes)
     print(fit["table"].round(4).to_string())
     for name, (low, high) in fit["spread"].items():
-        weight, share = f"{fit['weights'][name]:.3f}", f"{low:.3f} to {high:.3f}"
+        weight = f"{fit['weights'][name]:.3f}"
+        share = f"{low:.3f} to {high:.3f}"
         print(f"{name}: weight {weight}, a share of {share} without a fifth of the patients")
     print(f"chosen: {fit['method']} ({fit['reason']})\nweights in {out}")
 

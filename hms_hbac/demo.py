@@ -68,8 +68,10 @@ def oof_scores(
     tables = {n: read_oof(Path(fs[0]).parent).sort_values("event_id") for n, fs in folders.items()}
     common = sorted(set.intersection(*(set(t.event_id) for t in tables.values())))
     tables = {n: t[t.event_id.isin(common)].reset_index(drop=True) for n, t in tables.items()}
-    table, truth = events(comp.train), pd.read_parquet(comp.path/"truth.parquet")
-    rows, known = table[table.event_id.isin(common)], truth[truth.split == "train"]
+    table = events(comp.train)
+    truth = pd.read_parquet(comp.path/"truth.parquet")
+    rows = table[table.event_id.isin(common)]
+    known = truth[truth.split == "train"]
     return tables, rows.merge(known, on=["eeg_id", *VOTES], suffixes=("", "_t"), validate="1:1")
 
 
@@ -208,15 +210,15 @@ def conclude(comp: Competition, folders: dict, predictions: dict, out: Path, sec
 def demo(
     out: Path = "demo",
     patients: int = 60, test_patients: int = 12, seed: int = 0,
-    members: tuple = MEMBERS,
-    folds: tuple = (0, 1),
+    members: tuple = MEMBERS, folds: tuple = (0, 1),
     workers: int = 2,             # processes
     kernels: bool = True,         # rehearse the Kaggle kernels, too
 ) -> pd.DataFrame:
     "Simulate, prepare, train `members`, predict, blend, rehearse the kernels, all under `out`: the scores."
     for name in members: load_recipe(name, "demo")             # a mistyped name costs no minute
     kernels = kernels and repository_here()
-    out, step = Path(out), Steps(3 + 2 * len(members) + kernels)
+    out = Path(out)
+    step = Steps(3 + 2 * len(members) + kernels)
     if not is_ours(out, MARK, "demo"): write_json(out/MARK, {"made by": "hms-hbac demo"})
     step(f"simulating a competition of {patients} + {test_patients} patients in {out/'competition'}")
     size = dict(patients=patients, test_patients=test_patients, seed=seed)

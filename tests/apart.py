@@ -71,7 +71,8 @@ def command(*args, place=None):
 # a disk that can be full
 
 LIBC = ctypes.CDLL(None, use_errno=True)
-NEWUSER, NEWNS, REC_PRIVATE, REMOUNT, READ_ONLY = 0x10000000, 0x20000, 0x4000 | 0x40000, 32, 1
+NEWUSER, NEWNS, REC_PRIVATE = 0x10000000, 0x20000, 0x4000 | 0x40000
+REMOUNT, READ_ONLY = 32, 1
 
 
 def own_mounts() -> bool:

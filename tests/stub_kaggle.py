@@ -32,8 +32,10 @@ class Stub:
 
     Contents behind download addresses."""
     def __init__(self):
-        self.calls, self.script, self.files, self.blobs = [], defaultdict(list), {}, {}
-        self.datasets, self.kernels, self.pages, self.lost, self.problems = set(), {}, [], set(), []
+        self.calls, self.script = [], defaultdict(list)
+        self.files, self.blobs, self.pages = {}, {}, []
+        self.datasets, self.kernels = set(), {}
+        self.lost, self.problems = set(), []
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Handler,), {"stub": self}))
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
@@ -176,7 +178,8 @@ class Handler(BaseHTTPRequestHandler):
         return self.rfile.read(int(self.headers.get("Content-Length") or 0))
 
     def do_POST(self):
-        rpc, body = urlparse(self.path).path.rsplit("/", 1)[1], json.loads(self.body() or b"{}")
+        rpc = urlparse(self.path).path.rsplit("/", 1)[1]
+        body = json.loads(self.body() or b"{}")
         self.stub.calls.append((rpc, body))
         if not self.headers.get("Authorization", "").startswith(("Basic", "Bearer")): return self.answer(401)
         if (

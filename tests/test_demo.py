@@ -42,7 +42,8 @@ def test_demo_leaves_what_it_promises(out):
     assert (scores.loc["floor"] < scores.loc["mean vote"]).all() and (
         scores.loc["floor"] < scores.loc["ensemble"]
     ).all()
-    submission, test = pd.read_csv(out / "submission.csv"), Competition(out / "competition").test
+    submission = pd.read_csv(out / "submission.csv")
+    test = Competition(out / "competition").test
     assert submission.eeg_id.tolist() == test.eeg_id.tolist()
     assert submission[list(VOTES)].sum(axis=1).sub(1).abs().max() < 1e-6
     for member in ("left_right_encoder", "left_right_long"):

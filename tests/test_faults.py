@@ -355,7 +355,8 @@ def arguments(root):
     def check(path, data):
         "What was there stays as it was, but for what --out names, and that is never something that is read."
         place = crowded_place(made(root))
-        args, options = list(path), [p for p in every[path].params if p.name != "help"]
+        args = list(path)
+        options = [p for p in every[path].params if p.name != "help"]
         for p in options:
             flag = getattr(p, "is_flag", False)
             if p.param_type_name == "option" and not p.required and data.draw(st.booleans()): continue
@@ -549,7 +550,8 @@ def test_each_fault_of_the_system_has_its_cure(number):
 def test_nothing_that_is_read_is_written_over(inputs):
     "An output that is a table of the competition, a part of a run, or another file that was named."
     call(inputs, "presets")                                                   # writes w.yaml
-    fold, blend = "runs/one/fold0/", ("ensemble", "--weights", "w.yaml", "--runs", "runs", "--data", "comp")
+    fold = "runs/one/fold0/"
+    blend = ("ensemble", "--weights", "w.yaml", "--runs", "runs", "--data", "comp")
     tables = [f"comp/{n}.csv" for n in ("train", "test", "sample_submission")]
     calls = [("predict", "runs", "--data", "comp", "--out", out) for out in (*tables, fold + "recipe.yaml")]
     calls += [("predict", "runs", "--data", "comp", "--weights", "w.yaml", "--out", "w.yaml"),
@@ -611,7 +613,8 @@ def printing(full):
     from hms_hbac.cli import app
     os.dup2(os.open(full / "said.txt", os.O_CREAT | os.O_WRONLY), 2)
     os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
-    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
+    sys.stdout = open(1, "w", closefd=False)
+    sys.stderr = open(2, "w", closefd=False)
     app(["recipes", "panels_b0"])
 
 

@@ -65,6 +65,11 @@ PLANTED = {      # check -> file -> (what is planted, what is said)
               BOOK: ([("code", f"x = '{'–' * 36}'")], ["01_draws.ipynb, cell", "line 1: 114 bytes"])},
     "choices": {CORE: ("\nx = 1 if 2 else 3 if 4 else 5\n", ["core.py, line", "a chain of conditional"]),
                 BOOK: ([("code", "x = (1 if 2 else 3) if 4 else 5")], ["cell", "line 1: a chain"])},
+    "pairs": {CORE: (f"\na, b = dict(), dict()\na, b = dict(x='{'x' * 30}'), dict(y='{'y' * 30}')\n",
+                     ["core.py, line", "several calls in one assignment over 80 columns"]),
+              FILTERS: ("\na, b = (min([1]),\n        max([1]))\n", ["filters.py, line"]),
+              BOOK: ([("code", f"a, b = str('{'µ' * n}'), str(2)") for n in (58, 59)],
+                     ["cell", "line 1: several"])},
     "signatures": {CORE: ("\ndef planted(a, *, b: int = 1): pass\n"
                           "class Planted(HmsError):\n    def f(self) -> int: return 1\n",
                           ["planted: no annotation of a\n", "planted: no annotation of what it returns",

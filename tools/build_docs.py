@@ -66,7 +66,9 @@ def lay_out():
     top, folders, api = [], {}, []
     for path in notebooks():
         nb = nbformat.read(path, as_version=4)
-        name, module, title = path.relative_to(NBS).as_posix(), module_of(path), title_of(nb)
+        name = path.relative_to(NBS).as_posix()
+        module = module_of(path)
+        title = title_of(nb)
         nb = visible(nb)
         nb.cells = [c for c in nb.cells if c.cell_type == "markdown" or c.source.strip() or c.get("outputs")]
         for c in nb.cells:

@@ -1,7 +1,7 @@
 """Does the house keep its rules? Imports point upwards, names in prose exist, notebooks run what they export,
 lines fit into a narrow window, public functions tell what they take and give.
 
-    python tools/check_house.py [imports] [text] [exports] [size] [lines] [choices] [signatures]
+    python tools/check_house.py [imports] [text] [exports] [size] [lines] [choices] [pairs] [signatures]
 
 One fault a line; exit 1 if there is one.
 """
@@ -16,6 +16,7 @@ from shared import ROOT, cells, is_export, modules, notebooks
 MOST_EXPORTS, MOST_LINES, MOST_ENTRIES, MOST_BYTES = 2, 300, 18, 110
 MOST_EXPORTED, MOST_CELLS = 25, 60        # lines of an export cell, cells of a notebook
 MOST_WEIGHT = 2**20              # bytes of a notebook, its pictures with it
+MOST_PAIR = 80                   # columns of an assignment that gives several names their calls
 ENDINGS = "py|ipynb|yaml|yml|toml|ini|md|txt|csv|parquet|json|safetensors|html|whl|mat|edf"
 FILE = re.compile(rf"^[\w./*<>{{}}-]*\.({ENDINGS})$")
 NAME = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")
@@ -160,7 +161,8 @@ def export_faults(root=ROOT):
         row = 0
         for i, _, source in cells(path):
             row = row + 1 if is_export(source) else 0
-            place, lines = f"{path.relative_to(root)}, cell {i}", len(source.splitlines()) - 1
+            place = f"{path.relative_to(root)}, cell {i}"
+            lines = len(source.splitlines()) - 1
             if row == MOST_EXPORTS + 1:
                 faults.append(f"{place}: {row} exports in a row; run something between")
             if row and lines > MOST_EXPORTED:
@@ -232,6 +234,28 @@ def choice_faults(root=ROOT):
             for path, cell, text in code_texts(root) for i in nested_choices(text)]
 
 
+# pairs
+
+def crowded_pairs(source):
+    "Lines of assignments such as `a, b = f(x), g(y)` whose several calls are too long to be read at once."
+    lines = source.splitlines()
+    for node in ast.walk(ast.parse(source)):
+        values = node.value if isinstance(node, ast.Assign) else None
+        if not isinstance(values, ast.Tuple) or not isinstance(node.targets[0], ast.Tuple):
+            continue
+        calls = sum(isinstance(n, ast.Call) for n in ast.walk(values))
+        wide = len(lines[node.end_lineno - 1].encode()[:node.end_col_offset].decode()) > MOST_PAIR
+        if calls > 1 and (wide or node.end_lineno > node.lineno):
+            yield node.lineno
+
+
+def pair_faults(root=ROOT):
+    "Several names and several calls in one assignment that is over 80 columns, or over a line."
+    told = f"several calls in one assignment over {MOST_PAIR} columns; give each name its line"
+    return [f"{path.relative_to(root)}, {cell}line {i}: {told}"
+            for path, cell, text in code_texts(root) for i in crowded_pairs(text)]
+
+
 # signatures
 
 def public_functions(tree):
@@ -290,7 +314,8 @@ def signature_faults(root=ROOT):
 
 
 CHECKS = {"imports": import_faults, "text": text_faults, "exports": export_faults, "size": size_faults,
-          "lines": line_faults, "choices": choice_faults, "signatures": signature_faults}
+          "lines": line_faults, "choices": choice_faults, "pairs": pair_faults,
+          "signatures": signature_faults}
 
 
 def main(names=()):

@@ -67,7 +67,8 @@ def outcome(rows):
 
 def run(name, place, out, minutes):
     "Run one part and write what it left."
-    began, told = time.monotonic(), {"part": name, "device": device_name(), "dry": place.dry}
+    began = time.monotonic()
+    told = {"part": name, "device": device_name(), "dry": place.dry}
     try:
         rows = PARTS[name](place, **({"minutes": minutes} if name in LONG else {}))
         told |= {"rows": rows, "ended": outcome(rows)}

@@ -117,7 +117,8 @@ def drawings(place):
         try: yield "view", name, System(VIEWS[name](), nn.Identity())
         except (TypeError, ValueError, HmsError): continue          # a building block that needs arguments
     for name in place.some(AUGMENTS, 3):
-        made, given = augment(f"{name}(p=1)"), {"signal_augment": [], "image_augment": []}
+        made = augment(f"{name}(p=1)")
+        given = {"signal_augment": [], "image_augment": []}
         given[f"{made.stage}_augment"].append(made)
         yield "augmentation", name, System(view("eeg_mels()"), nn.Identity(), **given)
     for name in place.some(list_recipes(), 1): yield "recipe", name, drawn(load_recipe(name))
@@ -142,7 +143,8 @@ def losses(place):
     "Each loss and its gradient, on the CPU and on the GPU."
     named = {s.loss or r.loss for r in map(load_recipe, list_recipes()) for s in r.stages}
     g, rows = torch.Generator().manual_seed(0), []
-    logits, shares = torch.randn(64, 6, generator=g), torch.rand(64, 6, generator=g)
+    logits = torch.randn(64, 6, generator=g)
+    shares = torch.rand(64, 6, generator=g)
     n_votes = torch.randint(1, 20, (64,), generator=g).float()
     for text in place.some(sorted(named), 3):
         criterion, got = make_loss(text), []
@@ -198,7 +200,9 @@ def curves(place):
 
 def other_curves(place, minutes=30.):
     "The same of all other recipes, each kept as it ends; what time does not allow is left for the next call."
-    rows, end, home = [], time.monotonic() + 60 * minutes, place.folder / "curves"
+    rows = []
+    end = time.monotonic() + 60 * minutes
+    home = place.folder / "curves"
     kinds = {k: CURVES[k] for k in place.some(CURVES, 1)}
     home.mkdir(exist_ok=True)
     for name in place.some([n for n in list_recipes() if n not in FAMILIES], 1):
@@ -231,7 +235,8 @@ def resume(place):
 
 def processes(place):
     "Two processes train at once, one is killed and goes on: the same bytes. Two GPUs: also one on both."
-    script, home = str(ROOT / "tests" / "toy_training.py"), place.folder / "toys"
+    script = str(ROOT / "tests" / "toy_training.py")
+    home = place.folder / "toys"
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir(parents=True)
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
@@ -269,10 +274,13 @@ def whole_competition(place):
 
 def trained(place, minutes=30.):
     "Whole trainings of one fold: share of the gap closed, images/s, minutes. Each goes on where time ended."
-    rows, end, (home, comp) = [], time.monotonic() + 60 * minutes, whole_competition(place)
+    rows = []
+    end = time.monotonic() + 60 * minutes
+    home, comp = whole_competition(place)
     wanted = [("panels_b0", ["stages=[{name: all, epochs: 1}]"])] if place.dry else [(n, []) for n in TRAINED]
     for k, (name, sets) in enumerate(wanted):
-        recipe, left = place.recipe(name, *sets), max(1., (end - time.monotonic()) / (len(wanted) - k))
+        recipe = place.recipe(name, *sets)
+        left = max(1., (end - time.monotonic()) / (len(wanted) - k))
         folder = train(recipe, comp, home / "runs", 0, cache=home / "cache", log=False,
                        time_budget=None if place.dry else left)
         told = read_json(folder / "manifest.json")

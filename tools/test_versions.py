@@ -42,7 +42,8 @@ def interpreter(version):
 def make(name):
     "The environment's interpreter, made or kept."
     versions = ROOT / f"tools/versions/{name}.txt"
-    folder, said = PLACE / name, versions.read_text() + (ROOT / "settings.ini").read_text()
+    folder = PLACE / name
+    said = versions.read_text() + (ROOT / "settings.ini").read_text()
     python, stamp = folder / "bin/python", folder / "made-from.txt"
     if stamp.is_file() and stamp.read_text() == said:
         return python

@@ -53,7 +53,8 @@ class Autocontrast(Augment):
         on = draws.coin(self.p, len(areas))
         for i, ((a, b), (c, d)) in enumerate(areas):
             v = x[..., a:b, c:d]
-            darkest, brightest = v.amin((-2, -1), keepdim=True), v.amax((-2, -1), keepdim=True)
+            darkest = v.amin((-2, -1), keepdim=True)
+            brightest = v.amax((-2, -1), keepdim=True)
             spread = brightest - darkest
             y = torch.where(spread > 0, (v - darkest) / spread * (high - low) + low, v).clamp(low, high)
             new[..., a:b, c:d] = pick(on[:, i], y, v)
@@ -181,7 +182,8 @@ class HeightMask(Augment):
         n, on = x.shape[-2], draws.coin(self.p, len(blocks))
         height = draws.uniform(len(blocks)) * self.share * n
         start = draws.uniform(len(blocks)) * (n - height)
-        hit, new = bands(n, start.round(), (start + height).round()) & on[..., None], x.clone()
+        hit = bands(n, start.round(), (start + height).round()) & on[..., None]
+        new = x.clone()
         for i, (a, b) in enumerate(blocks): new[..., a:b].masked_fill_(hit[:, None, i, :, None], self.fill)
         return {"image": new}
 

@@ -91,7 +91,8 @@ def potentials(pairs: Sequence[tuple[str, str]]) -> np.ndarray:
     names = [*ELECTRODES, *sorted({n for p in pairs for n in p} - set(ELECTRODES))]
     incidence = np.zeros((len(pairs), len(names)))
     for i, (plus, minus) in enumerate(pairs):
-        incidence[i, names.index(plus)], incidence[i, names.index(minus)] = 1, -1
+        incidence[i, names.index(plus)] = 1
+        incidence[i, names.index(minus)] = -1
     return np.linalg.pinv(incidence)[:len(ELECTRODES)]
 
 # %% ../../nbs/03_data/07_channels.ipynb #c3ea6662
@@ -108,7 +109,8 @@ class Plan(NamedTuple):
 
 def named_plan(leads: dict, what: Iterable[str] = ()) -> Plan:
     "The plan for referential `leads` {name: position}."
-    inputs, matrix = sorted(leads.values()), np.zeros((len(CHANNELS), len(leads)))
+    inputs = sorted(leads.values())
+    matrix = np.zeros((len(CHANNELS), len(leads)))
     for name, at in leads.items(): matrix[CHANNELS.index(name), inputs.index(at)] = 1
     return Plan(inputs, matrix, [c for c in CHANNELS if c not in leads], tuple(what))
 

@@ -70,9 +70,12 @@ def file_faults(comp: Competition, kind: str, split: str, id: int | str,
         if flag.startswith(HARMLESS): found.append(Fault(name, flag, "note"))
         else: found.append(Fault(name, flag, "warning", "it is read as well as it can be"))
     if last is None or not np.isfinite(last): return found
-    if kind == "eegs": seconds, start, length = got.signal.shape[1] / EEG_RATE, last, EEG_SECONDS
+    if kind == "eegs":
+        seconds = got.signal.shape[1] / EEG_RATE
+        start, length = last, EEG_SECONDS
     else:
-        seconds, length = got.power.shape[2] * SPEC_STEP, SPEC_STEPS * SPEC_STEP
+        seconds = got.power.shape[2] * SPEC_STEP
+        length = SPEC_STEPS * SPEC_STEP
         start = int(spectrogram_row(last, got.start_s)) * SPEC_STEP
     return found + end_faults(name, seconds, start, start + length, last)
 

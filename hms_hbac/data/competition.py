@@ -70,7 +70,8 @@ def number_faults(raw: pd.DataFrame, file: str) -> list[Fault]:
 # %% ../../nbs/03_data/02_competition.ipynb #b3895edb
 def row_faults(raw: pd.DataFrame, file: str) -> list[Fault]:
     "Faults between the columns of train.csv: no votes, duplicates, two owners, unknown consensus."
-    found, none = [], raw[list(VOTES)].astype(float).sum(axis=1).to_numpy() == 0
+    found = []
+    none = raw[list(VOTES)].astype(float).sum(axis=1).to_numpy() == 0
     if none.any(): found.append(Fault(file, f"all votes are zero in {lines(none)}", cure=REPAIR))
     for key in (["label_id"], ["eeg_id", "eeg_sub_id"], ["eeg_id", "eeg_label_offset_seconds"]):
         if set(key) <= set(raw) and (twice := raw.duplicated(key)).any():
@@ -246,7 +247,9 @@ def events(train: pd.DataFrame) -> pd.DataFrame:
     for name, column in (("eeg_offset", eeg), ("spectrogram_offset", spec)):
         for end, rows in at.items(): out[name + end] = order[column].to_numpy(float)[rows]
     votes = middle[list(VOTES)].astype("int64")
-    out[list(VOTES)], out["n_votes"], out["n_rows"] = votes, votes.sum(axis=1), size
+    out[list(VOTES)] = votes
+    out["n_votes"] = votes.sum(axis=1)
+    out["n_rows"] = size
     if "expert_consensus" in middle: out["consensus"] = middle.expert_consensus.map(CONSENSUS).to_numpy()
     else: out["consensus"] = np.array(CLASSES)[votes.to_numpy().argmax(1)]
     return out
@@ -257,7 +260,8 @@ def add_folds(events: pd.DataFrame, n: int = 5, seed: int = 42) -> pd.DataFrame:
 
     `DataError` where the patients do not suffice."""
     from sklearn.model_selection import StratifiedGroupKFold
-    patients, fold = events.patient_id.nunique(), np.zeros(len(events), dtype=np.int64)
+    patients = events.patient_id.nunique()
+    fold = np.zeros(len(events), dtype=np.int64)
     if patients < n:
         raise DataError(f"{patients} patients cannot fill {n} folds", cure="use fewer folds or more patients")
     split = StratifiedGroupKFold(n, shuffle=True, random_state=seed).split

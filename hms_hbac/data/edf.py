@@ -80,7 +80,9 @@ class EdfFile:
 # %% ../../nbs/03_data/09_edf.ipynb #999c4c32
 def count_records(self: EdfFile) -> None:
     "How many whole records there are; flags where that is not what the header says."
-    size, start, told = self.path.stat().st_size, len(self.header.raw), self.header.records
+    size = self.path.stat().st_size
+    start = len(self.header.raw)
+    told = self.header.records
     self.start, self.record = start, int(self.begins[-1])
     self.records = (size - start) // self.record
     if self.records < 1:
@@ -117,7 +119,8 @@ def timeline(self: EdfFile) -> np.ndarray | None:
     if not at: raise DataError(f"{kind}+D without annotations", where=self.path, cure="export it as EDF+C")
     size = self.counts[at[0]] * self.header.width
     told = onsets(self.path, self.start, self.record, self.records, self.begins[at[0]], size)
-    times, lost = following(told, self.header.seconds), int(np.isnan(told).sum())
+    times = following(told, self.header.seconds)
+    lost = int(np.isnan(told).sum())
     gaps = pauses(times, self.header.seconds, self.path)
     if lost: self.flags.append(f"{lost} records do not tell their time: taken to follow the one before")
     if not len(gaps): return None

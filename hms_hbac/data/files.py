@@ -55,7 +55,9 @@ def read_table(path: Path | str, names: Iterable[str]) -> tuple[pa.Table, pa.Sch
     if not os.path.isfile(path): raise DataError("is no ordinary file", where=path, cure=again)
     try:
         with pq.ParquetFile(path) as f:
-            names, schema, rows = set(names), f.schema_arrow, row_count(f.metadata)
+            names = set(names)
+            schema = f.schema_arrow
+            rows = row_count(f.metadata)
             used = [n for n in schema.names if n in names]
             if rows * max(len(names), len(used)) <= MOST_VALUES:          # absent ones become NaN
                 return f.read(None if len(used) == len(schema.names) else used, use_threads=False), schema
@@ -114,7 +116,8 @@ def read_columns(path: Path | str, names: Sequence[str]) -> Columns:
     types = table.schema.types                                                  # made anew at each asking
     kinds = {n: types[i] for n, i in at.items()}
     floats = [i for i, n in enumerate(names) if kinds.get(n) == pa.float32()]   # nearly always all of them
-    values, start = np.full((len(names), table.num_rows), np.nan, np.float32), 0
+    values = np.full((len(names), table.num_rows), np.nan, np.float32)
+    start = 0
     for batch in table.select([at[names[i]] for i in floats]).to_batches() if floats else ():
         part = batch.to_tensor(null_to_nan=True, row_major=False).to_numpy()
         values[floats, start:start + len(batch)] = part.T

@@ -82,7 +82,8 @@ def read_header(path: Path) -> Header:
     "The header of an EDF or BDF file; `DataError` where it is not one or is cut short."
     with open(path, "rb") as f:
         head = f.read(256)
-        kind, cut = kind_of(head), DataError("cut within its header", where=path, cure="copy the file again")
+        kind = kind_of(head)
+        cut = DataError("cut within its header", where=path, cure="copy the file again")
         if not kind and len(head) > 7:
             cure = "give a file that begins as EDF or BDF does"
             raise DataError("is no EDF and no BDF file", where=path, cure=cure)

@@ -156,7 +156,8 @@ def read_pair(path: Path) -> Segment:
     power = np.full((len(PANELS), SPEC_BINS, SPEC_STEPS), np.nan, np.float32)
     for name, values in panels.items():
         if values.shape == power.shape[1:]: power[PANELS.index(name)] = values
-    votes, remarks = their_votes(mat["vv"], path), ("10 s, the rest is NaN", *remarks)
+    votes = their_votes(mat["vv"], path)
+    remarks = ("10 s, the rest is NaN", *remarks)
     id, unknown = 9000 + int(number), np.full(6, np.nan)
     return Segment(id, path.stem, eeg, power, votes, True, unknown, remarks, panels)
 

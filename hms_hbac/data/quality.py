@@ -24,7 +24,8 @@ AT_ONCE = 30                         # blocks tested together: all of ten minute
 def span(x: np.ndarray) -> np.ndarray:
     "From peak to peak over the last axis; 0 where nothing is known."
     known = np.isfinite(x)
-    high, low = np.where(known, x, -np.inf).max(-1), np.where(known, x, np.inf).min(-1)
+    high = np.where(known, x, -np.inf).max(-1)
+    low = np.where(known, x, np.inf).min(-1)
     return np.where(known.any(-1), high - low, 0)
 
 
@@ -65,7 +66,8 @@ def signal_faults(x: np.ndarray,             # (19, blocks, BLOCK) float64 µV
     apart = np.where(missing, 0, span(known - common))
     same = here & (span(common) > 5) & (apart.max(0) < SAME * span(common))
     loose = (wide > WILD) | (humming(known - common) & ~missing)
-    flat, calibration = ~missing & (wide < FLAT), np.broadcast_to(same, wide.shape)
+    flat = ~missing & (wide < FLAT)
+    calibration = np.broadcast_to(same, wide.shape)
     return np.stack([missing, flat, saturated(known, rails), loose, calibration])
 
 # %% ../../nbs/03_data/12_quality.ipynb #f0a17ed3
@@ -96,7 +98,8 @@ def marked_blocks(marks: Iterable,           # (start, stop, electrodes) in s, s
                   blocks: int,
                   ) -> np.ndarray:
     "(19, blocks) bool: blocks that a mark touches."
-    out, first = np.zeros((len(ELECTRODES), blocks), bool), begin / EEG_RATE
+    out = np.zeros((len(ELECTRODES), blocks), bool)
+    first = begin / EEG_RATE
     for start, stop, electrodes in marks:
         a = (start - first) * EEG_RATE / BLOCK
         b = (max(stop, start + 1e-6) - first) * EEG_RATE / BLOCK

@@ -75,7 +75,8 @@ def shard_path(cache: Path | str, kind: str, number: int, suffix: str) -> Path:
 
 def shard_done(cache: Path | str, kind: str, number: int, whole: bool = False) -> bool:
     "True where a shard and its index lie in the cache, complete; `whole` reads it and compares the checksum."
-    data, index = shard_path(cache, kind, number, "f16"), shard_path(cache, kind, number, "json")
+    data = shard_path(cache, kind, number, "f16")
+    index = shard_path(cache, kind, number, "json")
     if not (index.is_file() and data.is_file()): return False
     told = read_json(index)
     if data.stat().st_size != told["bytes"]: return False
@@ -108,7 +109,8 @@ def write_shard(cache: str, kind: str, number: int, paths: list[str], fingerprin
             data, entry = pack_file(kind, Path(path))
             data = np.ascontiguousarray(data).reshape(-1)
             f.write(data.view(np.uint8))
-            crc, samples = zlib.crc32(data.view(np.uint8), crc), samples_crc(data, [(0, data.size)], samples)
+            crc = zlib.crc32(data.view(np.uint8), crc)
+            samples = samples_crc(data, [(0, data.size)], samples)
             entries.append(entry | {"offset": offset})
             offset += data.size
     told = {"bytes": offset * 2, "crc": crc, "samples": samples, "entries": entries}
@@ -130,7 +132,6 @@ def run_joblib(tasks: list[tuple], workers: int, backend: str | None) -> Iterato
 # %% ../../nbs/03_data/03_recordings.ipynb #91c4827a
 def on_cluster(work: Callable, jobs: list[tuple], dask: object) -> Iterator[tuple]:
     """(job, future) of `work(*job)` as they end; `dask` is the address of a scheduler, or its `Client`.
-
     `HmsError` where none answers within dask's own `distributed.comm.timeouts.connect`."""
     try:
         from distributed import Client, as_completed
@@ -172,8 +173,7 @@ def locked(cache: Path | str, log: bool = True) -> Iterator[None]:
             if log: print(f"{cache}: {owner} prepares this cache; waiting", file=sys.stderr, flush=True)
             fcntl.flock(f, fcntl.LOCK_EX)
         f.truncate(0)
-        f.write(f"process {os.getpid()} on {os.uname().nodename}")
-        f.flush()
+        print(f"process {os.getpid()} on {os.uname().nodename}", file=f, flush=True)
         yield
 
 # %% ../../nbs/03_data/03_recordings.ipynb #c0ae1092
@@ -213,7 +213,7 @@ def prepare(comp: Competition | Path | str, cache: Path | str, workers: int = 2,
         for part in Path(cache).glob("**/.*.part"):        # left by a kill; a new meta.json may be on its way
             if not part.name.startswith(".meta.json."): part.unlink()
         tasks, missing = plan(comp, cache, meta, verify)
-        total, todo = sum(len(t[3]) for t in tasks), sum(len(t[3]) for t in missing)
+        total, todo = (sum(len(t[3]) for t in some) for some in (tasks, missing))
         with tqdm(total=total, initial=total - todo, desc="prepare", unit="file", disable=not progress) as b:
             if dask: counts = (done.result() for _, done in on_cluster(write_shard, missing, dask))
             else: counts = run_joblib(missing, workers, backend)
@@ -276,12 +276,12 @@ def whole_index(cache: Path) -> pd.DataFrame:
 def map_shard(self: Recordings, kind: str, number: int) -> np.ndarray:
     "The values of one shard, mapped; `DataError` where a sample of them does not match its checksum."
     path = shard_path(self.cache, kind, number, "f16")
-    told, size = read_json(path.with_suffix(".json")), int(np.prod(self.shapes[kind]))
+    told = read_json(path.with_suffix(".json"))
     if not told["bytes"]: return np.empty(0, np.float16)                        # no recording could be read
     try: flat = np.memmap(path, np.float16, "c")
     except (OSError, ValueError): raise damaged("a shard is missing or empty", path) from None
     if flat.nbytes < told["bytes"]: raise damaged("a shard is cut short", path)
-    spans = [(e["offset"], size * e["rows"]) for e in told["entries"]]
+    spans = [(e["offset"], int(np.prod(self.shapes[kind])) * e["rows"]) for e in told["entries"]]
     if "samples" in told and samples_crc(flat, spans) != told["samples"]:
         raise damaged("a shard does not hold what was written (checksum)", path)
     return flat

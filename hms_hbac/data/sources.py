@@ -54,11 +54,13 @@ class ArraySource(Source):
     "An array (channels, T) in `unit` with names and a rate as a source."
     def __init__(self, data: np.ndarray, names: Sequence[str], rate: float, unit: float = 1.0,
                  flags: Sequence[str] = ()):
-        self.data, self.labels, self.unit = numbers(data), list(map(str, names)), unit
+        self.data, self.unit = numbers(data), unit
+        self.labels = list(map(str, names))
         if self.data.ndim != 2 or len(self.data) != len(self.labels):
             what = f"an array of shape {self.data.shape} for {len(self.labels)} names"
             raise DataError(what, where="recording", cure="give (channels, samples) and a name for each")
-        self.rates, self.flags = [hertz(rate)] * len(self.data), list(flags)
+        self.rates = [hertz(rate)] * len(self.data)
+        self.flags = list(flags)
         self.rails = [(np.nan, np.nan)] * len(self.data)
 
     def length(self, i: int) -> int:
@@ -97,12 +99,15 @@ class MneSource(ArraySource):
     "An `mne.io.Raw` as a source; it stays on disk unless it was loaded."
     def __init__(self, raw: object, flags: Sequence[str] = ()):
         bad = set(raw.info["bads"])
-        self.raw, self.samples, rate = raw, readable_samples(raw), float(raw.info["sfreq"])
+        self.raw = raw
+        self.samples = readable_samples(raw)
+        rate = float(raw.info["sfreq"])
         self.labels = ["" if n in bad else n for n in raw.ch_names]
         self.flags = [*flags, *([f"left out, as the file calls them bad: {few(sorted(bad))}"] if bad else [])]
         if self.samples < raw.n_times:
             self.flags.append(f"cut: {self.samples / rate:g} of {raw.n_times / rate:g} s are there and read")
-        self.rates, self.rails = [rate] * len(self.labels), [(np.nan, np.nan)] * len(self.labels)
+        self.rates = [rate] * len(self.labels)
+        self.rails = [(np.nan, np.nan)] * len(self.labels)
 
     def length(self, i: int) -> int: return self.samples
     def about(self) -> dict: return told_by_mne(self.raw)

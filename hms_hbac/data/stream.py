@@ -67,9 +67,9 @@ def bad_marks(notes: list) -> list[Mark]:
 class Stream:
     "A recording as 20 channels at 200 Hz: `read(start, n)`, `samples`, `flags`, `about`."
     def __init__(self, source: ArraySource | EdfFile, name: str = "recording", notch: float | None = None):
-        self.source, self.name, self.notch, self.flags = source, name, notch, list(source.flags)
+        self.source, self.name, self.notch = source, name, notch
         self.plan, said = usable_plan(source, name)
-        self.flags += [*said, *self.plan.flags]
+        self.flags = [*source.flags, *said, *self.plan.flags]
         self.about = about(source.header) if isinstance(source, EdfFile) else source.about()
         rates = [source.rates[i] for i in self.plan.inputs]
         self.groups = {r: [k for k, q in enumerate(rates) if q == r] for r in sorted(set(rates))}

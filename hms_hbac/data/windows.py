@@ -101,8 +101,8 @@ class WindowDataset(torch.utils.data.Dataset):
                  eeg: bool = True):                    # read the EEG's windows
         if offset not in ("middle", "random"):
             raise DataError(f"offset {offset!r} is neither 'middle' nor 'random'")
-        self.source, self.spec_steps, self.offset, self.seed = source, spec_steps, offset, seed
-        self.eeg = eeg
+        self.source, self.spec_steps, self.eeg = source, spec_steps, eeg
+        self.offset, self.seed = offset, seed
         self.table = event_arrays(events)
 
     def __len__(self): return len(self.table["event_id"])

@@ -34,7 +34,6 @@ def minimize(f: Callable, start: np.ndarray, bounds: Sequence | None = None) -> 
 
 def fit_mean(prob: np.ndarray, target: np.ndarray, patient: np.ndarray | None = None) -> dict:
     """The plain mean: nothing to fit.
-
     As in all of `METHODS`: `prob` (M, N, 6), `target` (N, 6) shares, `patient` (N,)."""
     return dict(weights=np.full(len(prob), 1 / len(prob)))
 
@@ -77,7 +76,8 @@ def patient_folds(patient: np.ndarray, folds: int = 5, seed: int = 0) -> np.ndar
     """Fold of each row, (N,): patients at random, from the largest to the smallest, so that
     folds hold similar numbers of rows."""
     ids, inverse, size = np.unique(patient, return_inverse=True, return_counts=True)
-    rng, load, fold = np.random.default_rng(seed), np.zeros(folds), np.empty(len(ids), int)
+    rng = np.random.default_rng(seed)
+    load, fold = np.zeros(folds), np.empty(len(ids), int)
     for i in sorted(rng.permutation(len(ids)), key=lambda i: -size[i]):
         fold[i] = load.argmin()
         load[fold[i]] += size[i]
@@ -183,7 +183,6 @@ def compare(
     methods: Iterable[str] | None = None,  # names in `METHODS`; None: all
 ) -> pd.DataFrame:
     """Table of methods with cross-fitted kl and the gain over the plain mean with its interval (low, high).
-
     `attrs` hold the choice and its reason."""
     fold = patient_folds(members.patient, folds, seed)
     names = list(dict.fromkeys(["mean", *(methods or METHODS)]))
@@ -209,7 +208,8 @@ def choice_of(table: pd.DataFrame) -> dict:
 def nested_choice(members: Members, folds: int = 5, seed: int = 0, **compared: Any) -> tuple:
     """Predictions (N, 6) of the whole procedure, choice included, each by other patients, and the methods
     chosen."""
-    fold, out, chosen = patient_folds(members.patient, folds, seed + 1), np.empty_like(members.target), []
+    fold = patient_folds(members.patient, folds, seed + 1)
+    out, chosen = np.empty_like(members.target), []
     for k in range(folds):
         seen = members.take(fold != k)
         chosen.append(compare(seen, folds, seed, **compared).attrs["choice"])
@@ -267,7 +267,8 @@ def judge(members: Members, folds: int, seed: int, reps: int, methods: Iterable[
 def nested_score(members: Members, blend: np.ndarray, chosen: list[str], reps: int, seed: int) -> dict:
     """What the nested predictions score, their gain over the plain mean with its interval, and the plain
     mean's score."""
-    mean, kl = kl_rows(members.target, members.prob.mean(0)), kl_rows(members.target, blend)
+    mean = kl_rows(members.target, members.prob.mean(0))
+    kl = kl_rows(members.target, blend)
     gain, low, high = patient_interval(mean - kl, members.patient, reps, seed=seed)[:3].tolist()
     nested = dict(kl=float(kl.mean()), gain=gain, low=low, high=high, chosen=chosen)
     return dict(nested=nested, plain_mean=float(mean.mean()))
@@ -283,7 +284,6 @@ def fit_weights(
 ) -> dict:
     """Choose and fit a blend: method, reason, weights {name: w}, how, spread, nested, plain_mean, table,
     data.
-
     Fewer than 4 patients per fold: the plain mean, unjudged. `DataError` where no row has enough votes."""
     members, known = sure_members(sources, min_votes)
     if out is not None: check_output(out, inputs=[sources])

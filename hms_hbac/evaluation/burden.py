@@ -75,7 +75,8 @@ def status(reading: Reading) -> dict:
 # %% ../../nbs/10_evaluation/15_burden.ipynb #3218c3fa
 def hour_marks(reading: Reading, hours: int) -> list:
     "For each hour, which part of the rule it meets, in words."
-    at, found = (reading.table.time.to_numpy() // HOUR).astype(int), runs(reading)
+    at = (reading.table.time.to_numpy() // HOUR).astype(int)
+    found = runs(reading)
     full = set(at[sliding_burden(reading) >= STATUS_SHARE * HOUR].tolist())
     long = found[(found["class"] == "seizure") & (found.seconds >= STATUS_SECONDS)]
     held = set((long.start // HOUR).astype(int))
@@ -84,8 +85,9 @@ def hour_marks(reading: Reading, hours: int) -> list:
 
 def burden(reading: Reading) -> pd.DataFrame:
     "Per hour: minutes that count, share of each class and of the continuum, ACNS words, and the rule."
-    top, hours = classes(reading), int(np.ceil(reading.seconds / HOUR))
-    at, rows = (reading.table.time.to_numpy() // HOUR).astype(int), []
+    top, rows = classes(reading), []
+    hours = int(np.ceil(reading.seconds / HOUR))
+    at = (reading.table.time.to_numpy() // HOUR).astype(int)
     for h, mark in enumerate(hour_marks(reading, hours)):
         here = top[at == h]
         n = (here >= 0).sum()

@@ -84,7 +84,8 @@ def leave_one_out(members: Members, reps: int = 2000, seed: int = 0) -> pd.DataF
     if M < 2:
         raise DataError("one member cannot be left out", where="leave-one-out",
                         cure="name two members or more")
-    total, full = members.prob.sum(0), kl_rows(members.target, members.prob.mean(0))
+    total = members.prob.sum(0)
+    full = kl_rows(members.target, members.prob.mean(0))
     without = np.stack([kl_rows(members.target, (total - p) / (M - 1)) for p in members.prob])
     loss = patient_interval(without - full, members.patient, reps, seed=seed)[:, :3]
     table = pd.DataFrame(loss, members.names, ["loss", "low", "high"])

@@ -47,7 +47,8 @@ def reliability_part(oof: pd.DataFrame, name: str) -> str:
 
 def votes_part(oof: pd.DataFrame, name: str) -> str:
     "HTML: error by number of votes."
-    kl, sure = kl_rows(*plots.oof_arrays(oof)), (oof.n_votes >= SURE_VOTES).to_numpy()
+    kl = kl_rows(*plots.oof_arrays(oof))
+    sure = (oof.n_votes >= SURE_VOTES).to_numpy()
     ax = plots.axes(figsize=(5.2, 2.6), layout="constrained")
     plots.error_by_votes(oof, ax)
     said = [f"{kl[at].mean():.2f} on {at.sum()} events with {what}"
@@ -143,7 +144,8 @@ def uncertainty(oof: pd.DataFrame, name: str) -> str:
     """HTML: temperature, coverage of sets, events for a person, and the parts of the KL; empty below four
     patients."""
     target, prob = plots.oof_arrays(oof)
-    n_votes, patient = oof.n_votes.to_numpy(float), oof.patient_id.to_numpy()
+    n_votes = oof.n_votes.to_numpy(float)
+    patient = oof.patient_id.to_numpy()
     if len(np.unique(patient)) < 4: return ""
     return page.cards(temperature_part(target, prob, n_votes, name),
                       coverage_part(target, prob, n_votes, patient, name),

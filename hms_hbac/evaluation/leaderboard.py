@@ -69,7 +69,8 @@ def reference_lines(found: list, truth: pd.DataFrame = None) -> dict:
     """{name: (KL on all events, KL on those with 10 votes or more)} of the mean vote and, with `truth`, of
     the floor."""
     rows = pd.concat([r["oof"] for r in found if r["oof"] is not None]).drop_duplicates("event_id")
-    sure, share = (rows.n_votes >= SURE_VOTES).to_numpy(), vote_shares(rows).astype(float)
+    sure = (rows.n_votes >= SURE_VOTES).to_numpy()
+    share = vote_shares(rows).astype(float)
     def constant(t): return kl_rows(t, np.tile(t.mean(0), (len(t), 1))).mean() if len(t) else None
     lines = {"mean vote": (constant(share), constant(share[sure]))}
     lowest = None if truth is None else floor_kl(rows, truth)
@@ -183,7 +184,8 @@ def interval_cells(table: pd.DataFrame, column: str) -> list:
 # %% ../../nbs/10_evaluation/08_leaderboard.ipynb #70aa701e
 def together(members: Members, fit: dict) -> list:
     "HTML parts: the choice of a blend with its reason, ways of blending, members, correlation of errors."
-    corr, nested, data = error_correlation(members), fit["nested"], fit["data"]
+    corr = error_correlation(members)
+    nested, data = fit["nested"], fit["data"]
     off = corr.to_numpy()[np.triu_indices(len(corr), 1)]
     way = WAYS.get(fit["method"], "see the table")
     fitted = f"{data['rows']} events of {data['patients']} patients with {data['min_votes']} votes or more"

@@ -70,9 +70,9 @@ def png(fig: Figure, dpi: int = 110, colors: int = 255) -> bytes:
     "A figure as PNG bytes with a small palette; the figure is closed."
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image
-    canvas, small, layout = FigureCanvasAgg(fig), io.BytesIO(), fig.get_layout_engine()
+    canvas, small = FigureCanvasAgg(fig), io.BytesIO()
     fig.set(dpi=dpi, facecolor="white")
-    if layout: layout.execute(fig)
+    if layout := fig.get_layout_engine(): layout.execute(fig)
     fig.set_layout_engine("none")                       # `savefig` would draw twice, once for the layout
     canvas.draw()
     plt.close(fig)

@@ -68,8 +68,10 @@ def eeg_page(signal: np.ndarray, start: float = 0.0, seconds: float = 20.0, gain
     """The EEG as a page: `signal` (20, T) in µV, `seconds` from `start` on; a row is `gain` µV high,
     negative is up. `label` = (from, to) in s shades what the votes speak of; band-pass `low` to `high` Hz."""
     ax = axes(ax, figsize=(9, 5))
-    labels, x = montage(derivations).labels, page_signal(signal, derivations, low, high)
-    a, b = int(round(start * EEG_RATE)), int(round((start + seconds) * EEG_RATE))
+    labels = montage(derivations).labels
+    x = page_signal(signal, derivations, low, high)
+    a = int(round(start * EEG_RATE))
+    b = int(round((start + seconds) * EEG_RATE))
     t, ys = np.arange(x.shape[1])[a:b] / EEG_RATE, _rows_of(labels)
     for y, trace in zip(ys, x[:, a:b], strict=True):
         ax.plot(t, y - np.clip(trace / gain, -2, 2), color="0.1", lw=.6)

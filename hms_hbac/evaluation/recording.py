@@ -63,7 +63,8 @@ def eeg_pages(reading: Reading, most: int = 12) -> list:
 # %% ../../nbs/10_evaluation/17_recording.ipynb #2cc7899f
 def provenance(reading: Reading) -> list:
     "Which models, trained on what, and whether the recording's patient is one of their kind, in words."
-    models, here = reading.about.get("models", []), reading.about.get("recording", {})
+    models = reading.about.get("models", [])
+    here = reading.about.get("recording", {})
     made = {m.get("simulated") for m in models}
     on = "recordings of which no more is known here: ask who trained them whether they were of patients"
     if made == {False}: on = "the recordings that their manifests name, which were not simulated"

@@ -188,7 +188,8 @@ def gap_closed(
         raise DataError(f"no event with {min_votes} votes whose truth is known", where="gap_closed",
                         cure="an out-of-fold table of a simulated competition, and its truth.parquet")
     shares = vote_shares(sure)
-    constant, kl = kl_rows(shares, np.tile(shares.mean(0), (len(shares), 1))), oof_kl(sure)
+    constant = kl_rows(shares, np.tile(shares.mean(0), (len(shares), 1)))
+    kl = oof_kl(sure)
     gap = constant.mean() - lowest.mean()
     closed, low, high, _ = patient_interval(constant - kl, sure.patient_id) / gap
     return {"kl": kl.mean(), "mean_vote": constant.mean(), "floor": lowest.mean(), "closed": closed,

@@ -98,7 +98,8 @@ def covered(sets: np.ndarray, target: np.ndarray) -> np.ndarray:
 def crossfit_sets(prob: np.ndarray, target: np.ndarray, patient: np.ndarray, coverage: float = .9,
                   by_class: bool = False, folds: int = 2, seed: int = 0) -> np.ndarray:
     "Sets (N, 6) calibrated on patients other than the row's own."
-    fold, sets = patient_folds(patient, folds, seed), np.zeros(prob.shape, bool)
+    fold = patient_folds(patient, folds, seed)
+    sets = np.zeros(prob.shape, bool)
     for k in np.unique(fold):
         threshold = set_threshold(prob[fold != k], target[fold != k], coverage, by_class)
         sets[fold == k] = class_sets(prob[fold == k], threshold)

@@ -72,7 +72,8 @@ def check_submission(file: Path | str, comp: Competition | Path | str, tolerance
 # %% ../../nbs/09_inference/07_ensemble.ipynb #6a2f95c7
 def id_faults(ids: list, wanted: list) -> list:
     "Faults of the id column against the ids of test.csv: strange, missing, repeated, out of order."
-    spare, faults = pd.Series(wanted, dtype=object).value_counts().to_dict(), []
+    spare = pd.Series(wanted, dtype=object).value_counts().to_dict()
+    faults = []
     known = set(spare)
     for n, i in enumerate(ids):
         if i not in known: faults.append(f"row {n + 1}: eeg_id {i} is not in test.csv")

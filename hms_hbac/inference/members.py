@@ -142,7 +142,9 @@ def slimmed(net: torch.nn.Module) -> torch.nn.Module:
     for steps in [m for m in net.modules() if type(m) is torch.nn.Sequential]:
         for i, (conv, norm) in enumerate(zip(steps, steps[1:], strict=False)):
             if type(norm) is not CONVS.get(type(conv)) or norm.running_mean is None: continue
-            steps[i], steps[i + 1], folded = fuse_conv_bn_eval(conv, norm), torch.nn.Identity(), folded + 1
+            steps[i] = fuse_conv_bn_eval(conv, norm)
+            steps[i + 1] = torch.nn.Identity()
+            folded += 1
             if isinstance(act := next(iter(steps[i + 2:]), None), (torch.nn.SiLU, torch.nn.ReLU)):
                 act.inplace = True
     return channels_last(net) if folded else net
@@ -155,7 +157,8 @@ def load_models(runs: Path | str | Iterable, tta: str | list | None = None,
     except RuntimeError:
         raise RecipeError(f"no device {device!r}", where="device", cure="cpu or cuda") from None
     if tta is not None: transforms(tta)  # an unknown name is a bad argument, not a broken model
-    found, models = find_runs(runs), Models([], device)
+    found = find_runs(runs)
+    models = Models([], device)
     alike = [g.name for g in set(found.values())]
     short = {g: g.name if alike.count(g.name) == 1 else str(g) for g in found.values()}
     for folder, group in found.items():

@@ -35,7 +35,8 @@ def pool(prob: ArrayLike,                # (M, N, 6) probabilities of M members;
     """Members pooled to (N, 6): their mean or product by `kind`, then p**scale * exp(bias), normalised.
 
     NaN where every member lacks the row."""
-    prob, weights = np.asarray(prob, np.float64), np.asarray(weights, np.float64)
+    prob = np.asarray(prob, np.float64)
+    weights = np.asarray(weights, np.float64)
     has = np.isfinite(prob).all(-1) & (weights > 0)[:, None]
     w = np.where(has, weights[:, None], 0)
     w = w * (weights.sum() / np.where(has.any(0), w.sum(0), np.nan))
@@ -100,7 +101,9 @@ def how_fault(how: dict) -> str:
     def number(v): return isinstance(v, (int, float)) and not isinstance(v, bool) and np.isfinite(v)
     strange = sorted(map(str, set(how) - {"kind", "scale", "bias"}))
     if strange: return f"unknown key {', '.join(strange)} under how"
-    kind, scale, bias = how.get("kind", "arithmetic"), how.get("scale", 1), how.get("bias")
+    kind = how.get("kind", "arithmetic")
+    scale = how.get("scale", 1)
+    bias = how.get("bias")
     if kind not in ("arithmetic", "log"): return f"unknown kind {kind!r} under how"
     if not number(scale) or scale <= 0: return "scale under how is no positive number"
     if bias is not None and not (isinstance(bias, list) and len(bias) == 6 and all(map(number, bias))):

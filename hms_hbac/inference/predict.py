@@ -122,7 +122,8 @@ class Answers:
 def add_batch(models: Models, answers: Answers, batch: dict, limit: dict, ids: list) -> None:
     "Let every team answer a batch; what a model cannot answer goes to the report."
     notes = batch.pop("notes")
-    rows, batch = np.array([n["row"] for n in notes]), to_device(batch, models.device)
+    rows = np.array([n["row"] for n in notes])
+    batch = to_device(batch, models.device)
     for team in models.teams():
         ok = np.array([usable(team[0], n) for n in notes])            # one picture, one need
         if not ok.any(): continue
@@ -158,7 +159,8 @@ def predict_table(models: Models, comp: Competition, batch_size: int = 32, progr
     if models.device.type == "cpu": keep_memory()
     answers = Answers.empty(models.groups, len(ids))
     needs = frozenset().union(*(m.needs for m in models.loaded))
-    eeg, steps = "eeg" in needs, SPEC_STEPS if "spectrogram" in needs else 0
+    eeg = "eeg" in needs
+    steps = SPEC_STEPS if "spectrogram" in needs else 0
     if not models.loaded or not ids: return answers
     slots = min(batch_size, len(ids))                             # as many in the last batch as in the first
     source, limit = FolderSource(comp, "test", keep=2), {"size": slots}
@@ -191,7 +193,8 @@ def finish(answers: Answers, comp: Competition,
            prior: np.ndarray | None = None,  # (6,) for rows without any answer; None: that of train.csv
            ) -> tuple:
     "(probabilities (N, 6), report): the prior where no member answered; each report row says what was used."
-    ids, each = test_ids(comp), [(weights or {}).get(g, 1.) for g in answers.groups]
+    ids = test_ids(comp)
+    each = [(weights or {}).get(g, 1.) for g in answers.groups]
     prob = np.full((len(ids), 6), np.nan)
     if sum(each) > 0: prob = pool(answers.means()[0], each, **(how or {}))
     gone = np.isnan(prob).any(1)
@@ -254,8 +257,7 @@ def other_tables(out: Path | str, second: bool) -> list[Path]:
 
 # %% ../../nbs/09_inference/06_predict.ipynb #9f4e05a3
 def predict(runs: Path | str | Iterable | Models,      # run, recipe or runs folders, or loaded `Models`
-            comp_path: Competition | Path | str,
-            out: Path | str,                           # the submission to write
+            comp_path: Competition | Path | str, out: Path | str,      # `out`: the submission to write
             tta: str | list | None = None,             # names of `TTA`; None: each recipe's own
             batch_size: int = 32, device: str | None = None, progress: bool = True,
             weights: dict | Path | str | None = None,  # {recipe: weight} or file of fit-weights; None: equal
@@ -265,7 +267,8 @@ def predict(runs: Path | str | Iterable | Models,      # run, recipe or runs fol
     """Predict every row of test.csv into `out`: 0, or 3 when the report names degraded rows or members.
     `DataError` without a test.csv, `SubmissionError` where `out` cannot be written, before any work."""
     comp = comp_path if isinstance(comp_path, Competition) else Competition(comp_path)
-    ids, threshold = test_ids(comp), None if sets is None else read_threshold(sets)
+    ids = test_ids(comp)
+    threshold = None if sets is None else read_threshold(sets)
     if not isinstance(runs, (str, Path, Models)): runs = list(runs)
     others = other_tables(out, uncertainty or sets is not None)
     check_output(out, len(ids), [runs, comp.path, weights, sets], others)

@@ -201,10 +201,11 @@ def blend_runs(weights: dict | Path | str,        # {recipe: weight}, name of a 
                tta: str | list | None = None, batch_size: int = 32, device: str | None = None,
                progress: bool = True) -> int:
     "Predict missing members and blend all into `out`: 0, or 3 when the report names rows or members."
-    comp, named, (weights, how) = Competition(comp_path), weights, recipe_weights(weights)
-    beside = Path() if is_stream(out) else Path(out).parent
-    folder, ids = Path(folder or beside/f"{Path(out).stem}_members"), test_ids(comp)
-    given = [comp.path, runs, named, list(folder.glob("*.csv"))]
+    comp = Competition(comp_path)
+    ids = test_ids(comp)
+    folder = Path(folder or Path("" if is_stream(out) else out).parent/f"{Path(out).stem}_members")
+    given = [comp.path, runs, weights, list(folder.glob("*.csv"))]
+    weights, how = recipe_weights(weights)
     check_output(out, len(ids), given, [] if is_stream(out) else [report_path(out)])
     files, missing = sources(weights, runs, folder, comp, tta)
     absent = absent_members(weights, files, missing, f"no run in {runs} and no file in {folder}")

@@ -76,7 +76,8 @@ def answer_table(setup: Setup, answers: Answers, times: np.ndarray) -> pd.DataFr
 def answer_piece(setup: Setup, batches: Iterable, piece: sliding.Piece) -> tuple[pd.DataFrame, list]:
     "The table of a piece's windows, and report rows; `batches` are those of `piece_batch`."
     times = sliding.middles(piece.starts)
-    answers, limit = Answers.empty(setup.models.groups, len(times)), {"size": setup.batch_size}
+    answers = Answers.empty(setup.models.groups, len(times))
+    limit = {"size": setup.batch_size}
     names = [f"{t:.3f} s" for t in times]
     for batch in batches: add_batch(setup.models, answers, batch, limit, names)
     table = answer_table(setup, answers, times)
@@ -152,9 +153,8 @@ class Reading:
 # %% ../../nbs/09_inference/10_reader.ipynb #2c2170f3
 def piece_cutter(setup: Setup, starts: np.ndarray, rows: sliding.Rows) -> Callable:
     "cut((job of `read_pieces`, first window)) -> (piece, batch of it); the last piece is remembered."
-    stream = rows.stream
+    stream, kept = rows.stream, {}
     recorded = np.array([c not in stream.plan.missing for c in CHANNELS[:19]])
-    kept = {}
     def cut(asked: tuple) -> tuple:
         (_, windows, _), a = asked
         if windows not in kept:
@@ -212,8 +212,7 @@ class Reader:
         models = load_models(runs, tta, device)
         if not models.loaded:
             why = "; ".join(r["reason"] for r in models.lost[:3])
-            what, cure = f"no member could be loaded: {why}", "name a folder of trained runs"
-            raise HmsError(what, where=runs, cure=cure)
+            raise HmsError(f"no member could be loaded: {why}", where=runs, cure="name a folder of runs")
         if models.device.type == "cpu":
             for m in models.loaded: m.system.net = slimmed(m.system.net)
         weights, how, unmatched = blend_of(weights, models.groups)
@@ -289,7 +288,8 @@ def read(self: Reader,
     stream = open_recording(what, self.gaps, self.notch)
     if self.setup.models.device.type == "cpu": keep_memory()
     starts = sliding.window_starts(stream.samples, self.step)
-    told, pieces = identity(self, stream), sliding.pieces_of(len(starts), self.step)
+    told = identity(self, stream)
+    pieces = sliding.pieces_of(len(starts), self.step)
     if out is None: return gather(self, stream, told, *answer(self, stream, starts, pieces, None, progress))
     Path(out).mkdir(parents=True, exist_ok=True)
     with locked(Path(out), progress):

@@ -59,7 +59,8 @@ def eeg_fault(signal: np.ndarray, window: np.ndarray) -> str:
     known = np.isfinite(x)
     if signal.shape[1] < LABEL_SECONDS * EEG_RATE: return f"only {signal.shape[1] / EEG_RATE:g} s long"
     if not known.any(): return "all values are NaN"
-    low, high = np.where(known, x, np.inf).min(1), np.where(known, x, -np.inf).max(1)
+    low = np.where(known, x, np.inf).min(1)
+    high = np.where(known, x, -np.inf).max(1)
     return "constant" if (high <= low).all() else ""
 
 # %% ../../nbs/09_inference/01_rows.ipynb #892d633a

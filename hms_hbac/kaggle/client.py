@@ -162,7 +162,8 @@ def push_dataset(
 ) -> tuple:
     "Create the dataset, or a new version of it: (ref, 'created' or 'new version', url)."
     folder = Path(folder)
-    ref, files = read_json(folder/"dataset-metadata.json")["id"], dataset_files(folder)
+    ref = read_json(folder/"dataset-metadata.json")["id"]
+    files = dataset_files(folder)
     verified(folder, ref)
     known = ask(ref, dataset_known, api, ref)
     how = dict(quiet=False, convert_to_csv=False, dir_mode="zip")

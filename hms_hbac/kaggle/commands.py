@@ -121,8 +121,8 @@ def named_ref(target: str, owner: str | None) -> tuple[str, str]:
     from hms_hbac.kaggle.metadata import OWNER
     kind = next((k for k in ("kernel", "dataset") if (Path(target)/f"{k}-metadata.json").is_file()), None)
     if kind is None:
-        ref, kind = (target.removeprefix("datasets/"),
-                     "dataset" if target.startswith("datasets/") else "kernel")
+        ref = target.removeprefix("datasets/")
+        kind = "dataset" if target.startswith("datasets/") else "kernel"
         if len([p for p in ref.split("/") if p]) == 2: return ref, kind
         raise KaggleError(f"{target!r} is neither a folder with metadata nor owner/slug",
                           cure="write kaggle_kernels/NAME, owner/slug, or datasets/owner/slug")

@@ -52,10 +52,10 @@ def wait(
     api: object = None,
     out: object = None,             # where the line is printed, default stderr
 ) -> float:
-    """Wait until a kernel has run, or a dataset is ready.
-
-    Seconds waited. `KaggleError` when it failed, or at the deadline."""
-    api, begin, missed, out = api or connect(), time.monotonic(), 0, out or sys.stderr
+    """Wait until a kernel has run, or a dataset is ready: the seconds waited.
+    `KaggleError` when it failed, or at the deadline."""
+    api, out = api or connect(), out or sys.stderr
+    begin, missed = time.monotonic(), 0
     while True:
         waited = time.monotonic() - begin
         (state, word, why), missed = patient_state(api, ref, kind, missed)

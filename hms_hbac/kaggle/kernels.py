@@ -110,12 +110,11 @@ def infer(
     ids = write_prior(comp, out)
     available = attached_runs()
     fitted = fitted_weights(weights) if weights else None
-    if fitted: groups, demo = {m: w for m, w in read_weights(fitted)["weights"].items() if w > 0}, None
-    groups, folders = chosen(groups, available, demo)
+    if fitted: groups = {m: w for m, w in read_weights(fitted)["weights"].items() if w > 0}
+    groups, folders = chosen(groups, available, None if fitted else demo)
     device = "GPU" if torch.cuda.is_available() else "CPU"
     print(f"{scale()} scale, {len(ids)} test rows in {comp.name}, {device}", flush=True)
-    told = fitted or groups
-    status = predict(folders, comp, out, weights=told, batch_size=batch_size, progress=False)
+    status = predict(folders, comp, out, weights=fitted or groups, batch_size=batch_size, progress=False)
     faults = check_submission(out, comp)
     verdict = "valid" if not faults else f"NOT VALID: {faults[0]}"
     degraded = f"; degraded, {report_path(out).name} says where" if status else ""

@@ -47,7 +47,8 @@ def run_notebook(
     from IPython.core.interactiveshell import InteractiveShell
     from traitlets.config import Config
     expendable(parent)
-    shell, status = InteractiveShell.instance(config=Config({"HistoryManager": {"enabled": False}})), 0
+    shell = InteractiveShell.instance(config=Config({"HistoryManager": {"enabled": False}}))
+    status = 0
     shell.run_line_magic("colors", "NoColor")
     cells = json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
     for n, cell in enumerate(c for c in cells if c["cell_type"] == "code"):

@@ -137,7 +137,9 @@ def key_faults(meta: dict, keys: dict, needs: Iterable[str]) -> list[tuple]:
 # %% ../../nbs/11_kaggle/02_metadata.ipynb #801942ec
 def agree_faults(meta: dict) -> list[tuple]:
     "Faults (key, what, cure) between keys."
-    out, slug, shape = [], str(meta.get("id", "")).rpartition("/")[2], str(meta.get("machine_shape", ""))
+    out = []
+    slug = str(meta.get("id", "")).rpartition("/")[2]
+    shape = str(meta.get("machine_shape", ""))
     if isinstance(meta.get("title"), str) and slug and slugify(meta["title"]) != slug:
         cure = f"let title and id agree, else Kaggle makes a second kernel; {slug.replace('-', ' ')!r} fits"
         out.append(("title", f"gives the slug {slugify(meta['title'])}, not {slug}", cure))
@@ -172,7 +174,8 @@ def code_faults(meta: dict, folder: Path) -> list[tuple]:
     if nb is None:
         here = ", ".join(sorted(p.name for p in Path(folder).glob("*.ipynb"))) or "no notebook here"
         return [("code_file", why, f"save it as .ipynb beside kernel-metadata.json: {here}")]
-    out, meta_nb = [], nb.get("metadata") if isinstance(nb.get("metadata"), dict) else {}
+    out = []
+    meta_nb = nb.get("metadata") if isinstance(nb.get("metadata"), dict) else {}
     if not isinstance(meta_nb.get("kernelspec"), dict) or not meta_nb["kernelspec"].get("name"):
         out.append(("code_file", f"{name} names no kernelspec, and fails on Kaggle before its first cell",
                     "save it from Jupyter, or add metadata.kernelspec"))
@@ -220,7 +223,8 @@ def folder_faults(folder: Path) -> list[dict]:
         return [dict(file=str(folder), key="-", what=what, cure="name a folder of kaggle_kernels/")]
     try: meta, found = read_json(folder/names[0]), []
     except (HmsError, OSError, RecursionError) as e:
-        meta, found = {}, [("-", getattr(e, "what", str(e)), "correct the JSON")]
+        meta = {}
+        found = [("-", getattr(e, "what", str(e)), "correct the JSON")]
     if found: pass
     elif not isinstance(meta, dict):
         found = [("-", "is not a mapping of keys", "write { ... }")]
@@ -250,7 +254,8 @@ def first_fault(folder: Path) -> None:
     "`KaggleError` with the first fault of a folder's metadata, if it has one."
     found = check([folder])
     if len(found) == 0: return
-    f, more = found.iloc[0], f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    f = found.iloc[0]
+    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
     raise KaggleError(f"{f.key}: {f.what}{more}", where=f.file, cure=f.cure)
 
 # %% ../../nbs/11_kaggle/02_metadata.ipynb #fb9813d6

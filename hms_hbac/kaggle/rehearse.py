@@ -199,7 +199,8 @@ def run_one(
     if setting["model"] is not None: meta = with_model(meta, setting["model"])
     inputs = mounts(meta, sources, setting["form"], setting["owner"])
     command, _ = place(folder, root, inputs, image, setting["isolate"])
-    before, env = snapshot(inputs), environment(root, setting["scale"], setting["env"])
+    before = snapshot(inputs)
+    env = environment(root, setting["scale"], setting["env"])
     why, wall, peak = watch(command, root, env, seconds(setting["time_limit"]), setting["disk_limit"])
     row = dict(kernel=folder.name, state=fault_of(root, why, before, inputs) or "ok", wall_s=round(wall, 1),
                memory_MB=round(peak / 1e6), disk_MB=round(size(root/"working") / 1e6, 1))
@@ -237,8 +238,7 @@ def begin(out: Path, kernels: list[str], inputs: Iterable, data: Path, time_limi
 
 # %% ../../nbs/11_kaggle/10_rehearse.ipynb #38e4a3b7
 def rehearse(
-    data: Path,                                  # competition folder
-    runs: Path | None,                           # trained runs, packed as the weights
+    data: Path, runs: Path | None,               # competition folder; trained runs, packed as the weights
     kernels: Iterable[str] = INFERENCE, folder: Path = None,       # their names; default kaggle_kernels
     out: Path = "rehearsal", attach: dict = None,       # {slug: folder} of earlier kernels' output
     form: str = "new", owner: str = "ann",       # of the mounts, or old; account in their paths
@@ -249,11 +249,12 @@ def rehearse(
     workers: int = 1, model: int = None,         # kernels at a time; mount the weights as this model version
 ) -> pd.DataFrame:
     "Run kernels as Kaggle would, in `out`/<kernel>: DataFrame, one row a kernel."
-    folder, attach = Path(folder or find_repository()/"kaggle_kernels"), attach or {}
+    folder = Path(folder or find_repository()/"kaggle_kernels")
+    attach = attach or {}
     out, data = Path(out).resolve(), Path(data).resolve()
     isolate = can_isolate() if isolate is None else isolate
-    kernels, inputs = known_kernels(kernels, folder), (data, folder, runs, wheel, *attach.values())
-    begin(out, kernels, inputs, data, time_limit, isolate)
+    kernels = known_kernels(kernels, folder)
+    begin(out, kernels, (data, folder, runs, wheel, *attach.values()), data, time_limit, isolate)
     sources = prepare_sources(out, data, runs, wheel, attach, blend)
     setting = dict(form=form, owner=owner, scale=scale, model=model, time_limit=time_limit, isolate=isolate,
                    disk_limit=disk_limit, env=share_of_cores(workers) | (env or {}))

@@ -103,7 +103,8 @@ def _own_weights(backbone, folder):
     """The weights of a folder without a classifier's; `CheckpointError` unless every other name is the
     network's own."""
     path = weights_file(backbone, folder)
-    given, own = read_weights(path), _probe(backbone).state_dict()
+    given = read_weights(path)
+    own = _probe(backbone).state_dict()
     kept = {k: w for k, w in given.items() if k in own}
     extra = [k for k in given if k not in own and not k.startswith(CLASSIFIERS) and not k.endswith(TABLES)]
     missing = [k for k in own if k not in kept and not k.endswith(TABLES)]
@@ -207,7 +208,8 @@ class FeatureMap(nn.Module):
                  token: bool = False,         # the map is 1 x 1: the mean of a ViT's class tokens
                  finish: bool = True):        # False: nothing between pooling and the head
         super().__init__()
-        self.net, self.size, self.grid, self.token, self.whole = net, size, grid, token, finish
+        self.net, self.size, self.grid = net, size, grid
+        self.token, self.whole = token, finish
         self.prefix = getattr(net, "num_prefix_tokens", 0) if grid else 0
         self.channels_last = getattr(net, "output_fmt", None) == "NHWC"
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -217,7 +219,6 @@ class FeatureMap(nn.Module):
         if self.token: return x[:, :self.prefix].mean(1)[..., None, None]
         if self.grid: return x[:, self.prefix:].transpose(1, 2).unflatten(2, self.grid)
         return x.permute(0, 3, 1, 2) if self.channels_last else x
-
     def finish(self, x: torch.Tensor) -> torch.Tensor:
         "(B,D) pooled -> (B,D'): what timm does between pooling and classifier."
         if not self.whole: return x

@@ -191,8 +191,7 @@ class ImageModel(PictureNetwork):
                  pool: str = "avg",                # avg, gem, avgmax, token (ViT)
                  attention: int = 0, head: str = "linear",     # heads of width attention; linear, sed
                  stem: str = None,                 # large: 17 x 17
-                 dropout: float = 0., drop_path: float = 0.,
-                 pretrained: str = "none",         # none, hub, a folder
+                 dropout: float = 0., drop_path: float = 0., pretrained: str = "none",   # none, hub, a folder
                  patch_stride: int = None,         # of a ViT
                  bias: bool = True, finish: bool = True,   # of the last layer; timm's layers before it
                  reduce: int = 1,                  # the backbone sees means over so many pixels, up and down
@@ -200,15 +199,16 @@ class ImageModel(PictureNetwork):
         super().__init__()
         _check_options(pool, head, stem, attention)
         self.shape, self.reduce = tuple(shape), reduce
-        seen = (self.shape[0], *(n // reduce for n in self.shape[1:]))
+        seen = (shape[0], *(n // reduce for n in shape[1:]))
         rest = patch_stride, pool == "token", finish and not squeeze and pool != "avgmax"
         self.backbone = Backbone(backbone, seen, str(pretrained), drop_path, *rest)
         if stem: enlarge_stem(self.backbone.net)
         channels, self.height, self.width = feature_grid(self.backbone, seen)
         self.attention = width_attention(channels, self.width, int(attention))
-        self.dropout, wide = nn.Dropout(dropout), squeeze or channels
+        self.dropout = nn.Dropout(dropout)
         self.pool = pooling(pool, head, channels, squeeze)
-        self.features = finished_size(self.backbone, 2 * wide if pool == "avgmax" else wide)
+        wide = (squeeze or channels) * (2 if pool == "avgmax" else 1)
+        self.features = finished_size(self.backbone, wide)
         self.head = nn.Linear(self.features, len(CLASSES), bias=bias)
 
 # %% ../../nbs/07_models/02_image.ipynb #ffa2071e

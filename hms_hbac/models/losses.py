@@ -69,7 +69,8 @@ def entmax(logits: torch.Tensor, alpha: float) -> torch.Tensor:
     for _ in range(60):
         middle = (low + high) / 2
         over = ((z - middle).clamp(min=0) ** (1 / (alpha - 1))).sum(-1, keepdim=True) >= 1
-        low, high = torch.where(over, middle, low), torch.where(over, high, middle)
+        low = torch.where(over, middle, low)
+        high = torch.where(over, high, middle)
     p = (z - low).clamp(min=0) ** (1 / (alpha - 1))
     return (p / p.sum(-1, keepdim=True)).float()
 

@@ -73,7 +73,8 @@ class ResNet1DGRU(Network):
         if kernel % 2 == 0:
             raise RecipeError(f"kernel {kernel} is even",
                               cure="use an odd kernel, so that lengths halve exactly")
-        channels, steps = in_channels * bands, conv_steps(samples, kernels, blocks)
+        channels = in_channels * bands
+        steps = conv_steps(samples, kernels, blocks)
         self.shape = (channels, samples)
         self.convs = convolutions(channels, filters, kernels, kernel, blocks, dropout)
         self.gru = nn.GRU(channels, hidden, batch_first=True, bidirectional=True)
@@ -159,11 +160,11 @@ class WaveNet(Network):
         if in_channels % chains:
             raise RecipeError(f"{in_channels} derivations do not fall into {chains} equal chains",
                               cure="set chains")
-        self.shape, self.chains, self.features = (in_channels, samples), chains, chains * filters[-1]
         steps = zip((1, *filters[:-1]), filters, strict=True)
         self.blocks = nn.Sequential(*[WaveBlock(c, f, kernel, depth) for c, f in steps])
-        self.head = nn.Sequential(nn.Linear(chains * filters[-1], hidden), nn.ReLU(),
-                                  nn.Linear(hidden, len(CLASSES)))
+        wide = chains * filters[-1]
+        self.shape, self.chains, self.features = (in_channels, samples), chains, wide
+        self.head = nn.Sequential(nn.Linear(wide, hidden), nn.ReLU(), nn.Linear(hidden, len(CLASSES)))
         glorot_start(self)
 
     def vector(self, x: torch.Tensor) -> torch.Tensor:
@@ -182,7 +183,9 @@ def rotated(x: torch.Tensor) -> torch.Tensor:
     half = x.shape[-1] // 2
     speed = 10_000 ** (-torch.arange(half, device=x.device) / half)
     angle = torch.arange(x.shape[-2], device=x.device)[:, None] * speed
-    cos, sin, (a, b) = angle.cos().to(x.dtype), angle.sin().to(x.dtype), x.chunk(2, -1)
+    cos = angle.cos().to(x.dtype)
+    sin = angle.sin().to(x.dtype)
+    a, b = x.chunk(2, -1)
     return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
 
 

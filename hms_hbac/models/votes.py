@@ -211,8 +211,7 @@ def hidden_kl(shown: np.ndarray, rest: np.ndarray, predict: Callable[[np.ndarray
 def added(value: float) -> Callable[[np.ndarray], np.ndarray]:
     "A prediction that adds `value` to each count."
     def predict(shown):
-        smoothed = shown + value
-        return smoothed / smoothed.sum(1, keepdims=True)
+        return (shown + value) / (shown + value).sum(1, keepdims=True)
     return predict
 
 
@@ -272,7 +271,8 @@ def write_mixture(mixture: Mixture, out: Path | str) -> None:
 # %% ../../nbs/07_models/05_votes.ipynb #682a3c61
 def read_mixture(file: Path | str = None) -> Mixture:
     "A mixture from its YAML file, by default the package's; `RecipeError` if it holds none."
-    file, cure = Path(READY if file is None else file), "write it with hms-hbac votes fit"
+    file = Path(READY if file is None else file)
+    cure = "write it with hms-hbac votes fit"
     try: doc = plain_yaml(plain_text(file), file)
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as e:
         raise RecipeError(f"not readable as YAML ({type(e).__name__})", where=file, cure=cure) from None

@@ -32,7 +32,8 @@ class MBConv1d(nn.Module):
                                   *layer(wide, wide, kernel, stride, wide), nn.SiLU())
         self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(wide, channels // 4, 1), nn.SiLU(),
                                   nn.Conv2d(channels // 4, wide, 1), nn.Sigmoid())
-        self.close, self.keep = nn.Sequential(*layer(wide, channels, 1)), stride == 1
+        self.close = nn.Sequential(*layer(wide, channels, 1))
+        self.keep = stride == 1
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         "(B, C, H, T) -> (B, C, H, T / stride)."
@@ -244,12 +245,12 @@ class VolumeBlock(nn.Module):
 
 # %% ../../nbs/07_models/07_winners.ipynb #7cc10a06
 class X3D(Network):
-    """(B, signals, H, W) -> logits (B,6): X3D on the volume of all signals' spectra (Feichtenhofer,
-    arXiv:2004.04730)."""
+    """(B, signals, H, W) -> logits (B,6): X3D on the volume of all signals' spectra (arXiv:2004.04730)."""
     def __init__(self, shape: tuple, depths: tuple[int, ...] = (5, 10, 25, 15),
                  widths: tuple[int, ...] = (24, 48, 96, 192), hidden: int = 2048, dropout: float = 0.5):
         super().__init__()
-        self.shape, last = tuple(shape), int(2.25 * widths[-1])
+        self.shape, self.features = tuple(shape), hidden
+        last = int(2.25 * widths[-1])
         self.stem = nn.Sequential(
             nn.Conv3d(1, widths[0], (1, 3, 3), (1, 2, 2), (0, 1, 1), bias=False),
             nn.Conv3d(widths[0], widths[0], (5, 1, 1), padding=(2, 0, 0), groups=widths[0], bias=False),
@@ -260,7 +261,6 @@ class X3D(Network):
         self.tail = nn.Sequential(nn.Conv3d(widths[-1], last, 1, bias=False), nn.BatchNorm3d(last), nn.ReLU(),
                                   nn.AdaptiveAvgPool3d(1), nn.Flatten(),
                                   nn.Linear(last, hidden, bias=False), nn.ReLU())
-        self.features = hidden
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(hidden, len(CLASSES))
 
@@ -285,7 +285,8 @@ class TiledPictures(DrawnPicture):
     def __init__(self, image: nn.Module, shape: tuple, parts: list, rows: int = 8):
         super().__init__()
         (n, h, w), (c, _, _) = self.parts = [tuple(p) for p in parts]
-        self.shape, self.rows, self.image, self.features = tuple(shape), rows, image, image.features
+        self.shape, self.rows = tuple(shape), rows
+        self.image, self.features = image, image.features
         self.lines = [p[0] * p[1] for p in parts]
         self.level = nn.BatchNorm2d(n)
         self.spread = nn.Sequential(nn.Conv2d(c, n, 3, padding=1), nn.GELU(), nn.BatchNorm2d(n),

@@ -49,7 +49,8 @@ class Standard(nn.Module):
             raise RecipeError(f"unknown normalisation {by!r}",
                               cure="use 'image', 'panel', 'row', 'dataset' or None")
         self.by, self.panels, self.axes, self.eps = by, panels, axes, eps
-        self.learns, self.known, self.sums = by == "dataset" and mean is None, False, None
+        self.learns = by == "dataset" and mean is None
+        self.known, self.sums = False, None
         if by == "dataset":
             for name, value in (("mean", mean), ("std", std)):
                 self.register_buffer(name, torch.tensor(float("nan") if value is None else float(value)))

@@ -102,7 +102,8 @@ def mel_power(x: torch.Tensor, n_mels: int = 128, hop: int = 39, rate: float = E
         mean = x.mean(-1, keepdim=True)
         x = (torch.nn.functional.pad(x, (half, half)) - mean).unfold(-1, MEL_WINDOW, hop)[:, :frames]
         y = (x @ few).add_(mean[..., None] * offset).transpose(-1, -2)
-        re, im = cosines @ y[:, :cosines.shape[1]], sines @ y[:, cosines.shape[1]:]
+        re = cosines @ y[:, :cosines.shape[1]]
+        im = sines @ y[:, cosines.shape[1]:]
         power = re.square_().addcmul_(im, im)
         mels = power.index_select(1, bins[0]).mul_(weights[0])
         for b, w in zip(bins[1:], weights[1:], strict=False): mels.addcmul_(power.index_select(1, b), w)
@@ -183,9 +184,9 @@ def stft_power(x: torch.Tensor, rate: float = EEG_RATE, nperseg: int = 256, nove
     `fmin` to `fmax` Hz only. `noverlap` is nperseg // 8 by default, `nfft` nperseg; `detrend` is "constant"
     or False. No padding: windows lie inside."""
     noverlap = nperseg // 8 if noverlap is None else noverlap
-    nfft = nfft or nperseg
     window = tuple(window) if isinstance(window, list) else window
-    step, frames = nperseg - noverlap, (x.shape[-1] - noverlap) // (nperseg - noverlap)
+    step, nfft = nperseg - noverlap, nfft or nperseg
+    frames = (x.shape[-1] - noverlap) // step
     if frames < 1:
         raise HmsError(f"{x.shape[-1]} samples are fewer than a window of {nperseg}", where="stft_power",
                        cure="a smaller nperseg")
@@ -215,7 +216,8 @@ def host_tapers(bandwidth: float = 2, count: int = 3) -> np.ndarray:
 def _taper_matrices(dtype, device):
     """For the sum and for the difference of a window's halves: (400, r) and (r, 3 * 100), whose product are
     the cosines and sines of all tapers at the host's bins."""
-    center, bins = (HOST_WINDOW - 1) / 2, np.arange(HOST_FFT)[HOST_BINS] / HOST_FFT
+    center = (HOST_WINDOW - 1) / 2
+    bins = np.arange(HOST_FFT)[HOST_BINS] / HOST_FFT
     parts = [np.split(_dft(taper, bins, center), 2, axis=1) for taper in host_tapers()]
     out = []
     for turn in (0, 1):                   # the second taper is antisymmetric: its sines go with the cosines

@@ -11,6 +11,7 @@ __all__ = ['MESSY', 'PRESETS', 'Recording', 'plan_recording', 'plan', 'mixture',
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,6 @@ from .votes import Decks, draw_events, draw_patients, draw_shown, floor
 @dataclass
 class Recording:
     """A planned recording: `lean` is its class, `base` (6,) the mixture that it mostly shows.
-
     `rows`: its label rows; `events`: (first, last label second, mixture) on the spectrogram's clock."""
     patient_id: int
     spectrogram_id: int
@@ -64,13 +64,12 @@ class Recording:
 # %% ../../nbs/04_simulate/04_competition.ipynb #19575ab4
 def plan_recording(
     rng: np.random.Generator, recording: Recording,
-    files: int, ids: Iterator[int],            # number of EEG files, iterator over their ids
-    decks: Decks,
+    files: int, ids: Iterator[int], decks: Decks,      # number of EEG files, iterator over their ids
 ) -> Recording:
     "Fill `rows` and `events` of a recording."
     start, rows, test = 0., [], recording.split == "test"
-    for _ in range(files):
-        events, eeg_id = draw_events(rng, recording.base, recording.lean, decks, several=not test), next(ids)
+    for eeg_id in islice(ids, files):
+        events = draw_events(rng, recording.base, recording.lean, decks, several=not test)
         n = sum(event[0] for event in events)
         offsets = np.r_[0, 2 * np.cumsum(rng.geometric(.36, n - 1))].astype(float)
         for k, part in enumerate(np.split(np.arange(n), np.cumsum([event[0] for event in events])[:-1])):
@@ -101,7 +100,8 @@ def plan(
 ) -> list:
     "All recordings of a competition, in a fixed order."
     rng = np.random.default_rng([seed, 1])
-    eeg_ids, spectrogram_ids = _ids(rng, 2**32, 60 * patients), _ids(rng, 2**31, 25 * patients + 100)
+    eeg_ids = _ids(rng, 2**32, 60 * patients)
+    spectrogram_ids = _ids(rng, 2**31, 25 * patients + 100)
     patient_ids, out = _ids(rng, 65_000, patients + test_patients), []
     for split, n in (("train", patients), ("test", test_patients)):
         decks = Decks(split)
@@ -119,7 +119,6 @@ def plan(
 # %% ../../nbs/04_simulate/04_competition.ipynb #ff7c2215
 def mixture(recording: Recording, seconds: int, lead: int = 1) -> np.ndarray:
     """Shares (6, seconds * 200) float32 from `lead` s before the spectrogram's clock.
-
     Near labels the events' own mixtures, elsewhere a paler average of the recording."""
     t = np.arange(0, seconds + 1, 1.) - lead
     away = np.array([np.maximum(np.maximum(first - t, t - last), 0) for first, last, _ in recording.events])
@@ -294,7 +293,8 @@ PRESETS = {"bench-xs": dict(patients=120, test_patients=12, seed=0),
 
 def summary(folder: Path | str) -> dict:
     "Counts of a simulated competition, its `floor` and mean-vote KL (training rows), and its `fingerprint`."
-    train, truth = pd.read_csv(Path(folder)/"train.csv"), pd.read_parquet(Path(folder)/"truth.parquet")
+    train = pd.read_csv(Path(folder)/"train.csv")
+    truth = pd.read_parquet(Path(folder)/"truth.parquet")
     counts = {name: int(train[f"{name}_id"].nunique()) for name in ("patient", "spectrogram", "eeg")}
     scores = floor(truth[truth.split == "train"])
     return counts | {"rows": len(train)} | scores | {"fingerprint": fingerprint(folder)}

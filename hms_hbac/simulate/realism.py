@@ -74,7 +74,8 @@ def spectral(x: np.ndarray) -> dict:
     def level(low, high): return np.log(p[:, (f >= low) & (f < high)].mean(1) + 1e-3)
     out = {name: np.median(level(*band)) for name, band in (BANDS
                                                             | {"fast": (20, 25), "muscle": (70, 95)}).items()}
-    keep, around = (f >= 8) & (f <= 25), ((f >= 54) & (f < 57)) | ((f > 63) & (f <= 66))
+    keep = (f >= 8) & (f <= 25)
+    around = ((f >= 54) & (f < 57)) | ((f > 63) & (f <= 66))
     out["slope"] = np.median(np.polyfit(np.log(f[keep]), np.log(p[:, keep].T + 1e-6), 1)[0])
     out["muscle max"] = np.ptp([np.median(level(25, 55)), level(25, 55).max()])
     peak = p[:, (f >= 59) & (f <= 61)].max(1)
@@ -134,7 +135,8 @@ def simulate_like(segment: Segment, seed: int) -> Segment:
     shown = .93 * segment.shares + .07 * np.eye(6)[5]
     event = (seconds / 2, seconds / 2, shown)
     recording = Recording(seed, seed, "train", (seed, 0, 0), int(shown.argmax()), shown, events=[event])
-    eeg, start = render(recording, seconds=seconds), (seconds // 2 + 1 - 5) * EEG_RATE
+    eeg = render(recording, seconds=seconds)
+    start = (seconds // 2 + 1 - 5) * EEG_RATE
     panels = None
     if segment.panels:
         power = host_spectrogram(torch.from_numpy(eeg), pad=False).numpy()[..., :SPEC_STEPS]
@@ -149,7 +151,8 @@ def logistic(
 ) -> np.ndarray:
     "Coefficients (1 + D,), the constant first."
     x = np.c_[np.ones(len(x)), x]
-    b, ridge = np.zeros(x.shape[1]), np.diag(np.r_[1e-9, np.full(x.shape[1] - 1, penalty)])
+    b = np.zeros(x.shape[1])
+    ridge = np.diag(np.r_[1e-9, np.full(x.shape[1] - 1, penalty)])
     for _ in range(50):
         p = 1 / (1 + np.exp(-np.clip(x @ b, -30, 30)))
         step = np.linalg.solve((x.T * (weight * p * (1 - p))) @ x + ridge, x.T @ (weight * (y - p))
@@ -162,7 +165,8 @@ def logistic(
 def auc(score: np.ndarray, y: np.ndarray, weight: np.ndarray) -> float:
     "Weighted area under the curve; ties count half."
     rank = np.unique(score, return_inverse=True)[1]
-    ones, zeros = np.bincount(rank, weight * y), np.bincount(rank, weight * (1 - y))
+    ones = np.bincount(rank, weight * y)
+    zeros = np.bincount(rank, weight * (1 - y))
     return float((ones * (np.cumsum(zeros) - zeros / 2)).sum() / (ones.sum() * zeros.sum()))
 
 # %% ../../nbs/04_simulate/05_realism.ipynb #d2ba8437
@@ -259,7 +263,9 @@ def realism(
     jobs = (delayed(_row)(segment, number, sets) for number, segment in enumerate(segments))
     rows = Parallel(workers, return_as="generator")(jobs)
     rows = list(tqdm(rows, total=len(segments), desc="realism", unit="segment", disable=not progress))
-    classes, out, tables = np.array([s.shares.argmax() for s in segments]), {"segments": len(segments)}, []
+    classes = np.array([s.shares.argmax() for s in segments])
+    out = {"segments": len(segments)}
+    tables = []
     for kind, name in enumerate(("auc", "auc_spectrogram")):
         values, table = _measure([row[kind] for row in rows], classes, whole_band=kind == 0)
         out |= dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))

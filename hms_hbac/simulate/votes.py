@@ -130,7 +130,9 @@ def draw_patients(
     "Patients: `main` class, `second` class, number of `recordings` (heavy tail)."
     size = np.exp(1.1 * rng.standard_normal(n)) * per_patient / np.exp(.55)
     size = np.sort(np.clip(np.ceil(size - .1), 1, limit).astype(int))[::-1]
-    places, wanted, main = quota(n, shares, least=max(n // 10, 1)), shares * size.sum(), []
+    places = quota(n, shares, least=max(n // 10, 1))
+    wanted = shares * size.sum()
+    main = []
     for k in size:
         main.append(int(np.argmax(np.where(places > 0, wanted, -np.inf))))
         places[main[-1]] -= 1
@@ -227,7 +229,8 @@ def floor(truth: pd.DataFrame | Path | str,  # or the path of truth.parquet; sel
     truth = truth if isinstance(truth, pd.DataFrame) else pd.read_parquet(Path(truth))
     out = {}
     for name, rows in (("", truth), ("_experts", truth[truth.n_votes >= SURE_VOTES])):
-        p, shares = rows[list(CLASSES)].to_numpy(float), vote_shares(rows, float)
+        p = rows[list(CLASSES)].to_numpy(float)
+        shares = vote_shares(rows, float)
         out[f"floor{name}"] = float(kl_rows(shares, p).mean())
         out[f"expected_floor{name}"] = float(expected_kl(p, rows.n_votes.to_numpy()).mean())
         out[f"mean_vote{name}"] = float(kl_rows(shares, np.tile(shares.mean(0), (len(rows), 1))).mean())

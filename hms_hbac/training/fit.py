@@ -84,8 +84,10 @@ def put_back(loop: Loop, saved: dict) -> None:
     loop.lineages = list(saved.get("lineages", []))
     loop.system.load_state_dict(saved["system"])
     start_stage(loop, saved)
-    loop.progress, state = read_progress(saved["progress"]), loop.state
-    loop.clock.before, state.best_weights = loop.progress.wall_seconds, saved["best"]
+    loop.progress = read_progress(saved["progress"])
+    state = loop.state
+    loop.clock.before = loop.progress.wall_seconds
+    state.best_weights = saved["best"]
     state.optimizer.load_state_dict(saved["optimizer"])
     like_parameters(state.optimizer)
     state.scheduler.load_state_dict(saved["scheduler"])

@@ -67,11 +67,8 @@ def chosen_rows(given: Given, stage: Stage) -> np.ndarray:
     "The training rows that a stage selects; `RecipeError` for fewer than two."
     rows = given.train_rows[stage_rows(given.events.iloc[given.train_rows], stage, given.settings.seed)]
     if len(rows) < 2:
-        raise RecipeError(
-            f"stage {stage.name!r} selects {len(rows)} of {len(given.train_rows)} training rows",
-            where="stages",
-            cure="widen its votes",
-        )
+        what = f"stage {stage.name!r} selects {len(rows)} of {len(given.train_rows)} training rows"
+        raise RecipeError(what, where="stages", cure="widen its votes")
     return rows
 
 
@@ -139,12 +136,9 @@ def switch(system: torch.nn.Module, stage: Stage, epoch: int) -> None:
 # %% ../../nbs/08_training/09_loop.ipynb #7a17b657
 def epoch_loss(loop: Loop) -> Loss:
     "The loss of the current epoch: without vote weights in an unweighted warm-up."
-    warmup = loop.stage.warmup
-    return (
-        loop.state.loss.unweighted()
-        if loop.progress.epoch < warmup.epochs and not warmup.weighted
-        else loop.state.loss
-    )
+    warmup, loss = loop.stage.warmup, loop.state.loss
+    bare = loop.progress.epoch < warmup.epochs and not warmup.weighted
+    return loss.unweighted() if bare else loss
 
 
 def end_warmup(loop: Loop) -> None:
@@ -163,14 +157,13 @@ def epoch_parts(loop: Loop) -> list[Part]:
     order = state.rows[epoch_order(len(state.rows), loop.settings.seed, p.stage, p.epoch)]
     return [
         Part(share(order[a:b], loop.rank, loop.processes), update[-1][1] - update[0][0], (a, b) == update[-1])
-        for update in state.plan[p.update :]
-        for a, b in update
-    ]
+        for update in state.plan[p.update:] for a, b in update]
 
 
 def read_part(loop: Loop, epoch: int, part: Part) -> dict:
     "The batch of `part`, with the stage's own targets where it has some."
-    batch, targets = loop.given.train_data.batch(part.rows, epoch), loop.state.targets
+    batch = loop.given.train_data.batch(part.rows, epoch)
+    targets = loop.state.targets
     return batch if targets is None else {**batch, "target": targets[torch.from_numpy(part.rows)]}
 
 # %% ../../nbs/08_training/09_loop.ipynb #8608beda
@@ -205,27 +198,28 @@ def step(loop: Loop, part: Part) -> None:
         torch.nn.utils.clip_grad_norm_(loop.system.parameters(), s.clip)
     state.optimizer.step()
     p.update, p.done, p.total = p.update + 1, p.done + 1, p.total + 1
-    p.samples, p.segment_rows = p.samples + part.whole, p.segment_rows + part.whole
+    p.samples += part.whole
+    p.segment_rows += part.whole
     done = p.earlier + p.done                                 # since the optimizer was made
     if not state.optimizer.step_was_skipped and done < state.updates: state.scheduler.step()
     state.optimizer.zero_grad(set_to_none=True)
     update_ema(state.ema, loop.system, s.ema, done, state.updates)
 
 # %% ../../nbs/08_training/09_loop.ipynb #6cac2d9b
-def predict_rows(loop: Loop,
-                 system: torch.nn.Module,
+def predict_rows(loop: Loop, system: torch.nn.Module,
                  data: Any,                  # data.batch(rows, epoch) -> dict of CPU tensors
                  rows: np.ndarray,           # positions that `data` knows
                  loss: Loss | None = None,   # what logits mean (default: the stage's)
                  ) -> np.ndarray:
     """Probabilities (N, 6) float64 of `rows`, the same array on every process.
-
     `Paused` where a signal came meanwhile (on one process)."""
     if loop.processes > 1:
         for b in system.buffers(): torch.distributed.broadcast(b, 0)
-    mine, size = deal(rows, loop.rank, loop.processes), max(1, loop.settings.batch_size // loop.processes)
+    mine = deal(rows, loop.rank, loop.processes)
+    size = max(1, loop.settings.batch_size // loop.processes)
     chunks = [np.where(c < 0, rows[0], c) for c in np.split(mine, range(size, len(mine), size))]
-    out, mode, device, loss = [], system.training, loop.accelerator.device, loss or loop.state.loss
+    out, mode, device = [], system.training, loop.accelerator.device
+    loss = loss or loop.state.loss
     system.eval()
     reader = Prefetch(chunks, lambda c: data.batch(c, 0), pin=device.type == "cuda")
     try:
@@ -258,9 +252,11 @@ def score(loop: Loop, prob: np.ndarray) -> tuple:
                        cure="a lower optimizer.lr, clip, or precision bf16 or fp32")
     valid = loop.given.events.iloc[loop.given.valid_rows]
     least = loop.settings.select_min_votes
-    kl, chosen = kl_rows(vote_shares(valid), prob), valid.n_votes.to_numpy() >= least
+    kl = kl_rows(vote_shares(valid), prob)
+    chosen = valid.n_votes.to_numpy() >= least
     if not chosen.any():
-        chosen[:], note = True, f"no validation row has {least} votes: all rows choose the best weights"
+        chosen[:] = True
+        note = f"no validation row has {least} votes: all rows choose the best weights"
         if note not in loop.notes: loop.notes.append(note)
     return float(kl.mean()), float(kl[chosen].mean())
 
@@ -271,7 +267,8 @@ def evaluate(loop: Loop) -> None:
     p, state, given = loop.progress, loop.state, loop.given
     tick(loop)
     total, rows = loop.accelerator.reduce(loop.loss_sum.clone(), "sum").tolist()
-    system, judged = state.ema.module if state.ema else loop.system, len(given.valid_rows) > 0
+    system = state.ema.module if state.ema else loop.system
+    judged = len(given.valid_rows) > 0
     if judged: kl, chosen = score(loop, predict_rows(loop, system, given.valid_data, given.valid_rows))
     # nothing to validate on: the last weights are the best
     else: kl, chosen = math.nan, -float(p.total)
@@ -287,7 +284,8 @@ def evaluate(loop: Loop) -> None:
 def tick(loop: Loop) -> None:
     "Add the running clock to the seconds of training."
     p, seconds = loop.progress, loop.clock.lap()
-    p.segment_seconds, p.train_seconds = p.segment_seconds + seconds, p.train_seconds + seconds
+    p.segment_seconds += seconds
+    p.train_seconds += seconds
     p.wall_seconds = loop.clock.wall()
 
 

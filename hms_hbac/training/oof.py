@@ -41,7 +41,8 @@ def read_fold(fold: Path | str,                      # its folder, or the file i
               ) -> pd.DataFrame:
     "One fold's table; `DataError` where it lacks a column, or a vote or prediction among them is not finite."
     file = Path(fold) if Path(fold).is_file() else Path(fold)/"oof.parquet"
-    table, cure = read_file(read_frame, file), "train this fold again with --fresh"
+    table = read_file(read_frame, file)
+    cure = "train this fold again with --fresh"
     lost = [c for c in columns if c not in table]
     if lost: raise DataError(f"no column {', '.join(lost[:6])}", where=file, cure=cure)
     counted = [c for c in columns if c in ("n_votes", *VOTES, *CLASSES)]

@@ -76,7 +76,8 @@ def net_cost(recipe: Recipe, size: int = 2) -> Cost:
 def samples(recipe: Recipe, table: pd.DataFrame, fold: int) -> tuple[int, int]:
     "(samples trained on, samples predicted on the way) of one fold; `table`: events with their fold."
     rows = np.intersect1d(example_rows(table, recipe.data.rows), np.flatnonzero(table.fold != fold))
-    outside, inside = table.iloc[rows], int((table.fold == fold).sum())
+    outside = table.iloc[rows]
+    inside = int((table.fold == fold).sum())
     trained = sum(int(stage_rows(outside, s, recipe.seed).sum()) * s.epochs for s in recipe.stages)
     return trained, inside * sum(evaluations_of(s, recipe.evals_per_epoch) for s in recipe.stages)
 

@@ -186,8 +186,7 @@ def work(parts: tuple,               # the first six arguments of `make_loop`
     if status == "paused" and heard: raise Stopped(128 + heard[0])
 
 # %% ../../nbs/08_training/13_run.ipynb #e68bcecf
-def train(recipe: Recipe, comp_path: Path | str, runs: Path | str,
-          fold: int,                                   # -1: all rows train, none validate
+def train(recipe: Recipe, comp_path: Path | str, runs: Path | str, fold: int,     # -1: none validates
           cache: Path | str | None = None, resume: bool = True,     # prepared (default: beside `runs`)
           time_budget: float | str | None = None,      # seconds, or 11h, 90m; its end leaves status `paused`
           log: bool = True, label_sources: dict | None = None, track: str | None = None,   # see `make_loop`
@@ -195,7 +194,8 @@ def train(recipe: Recipe, comp_path: Path | str, runs: Path | str,
     """Train one fold of a recipe: the path of runs/<recipe>/fold<k>. What is finished is left alone.
     `Stopped` after a signal, everything saved; `CheckpointError` where the folder holds another run."""
     keep_memory()
-    begin, folder = time.monotonic(), run_folder(runs, recipe.name, fold, without)
+    begin = time.monotonic()
+    folder = run_folder(runs, recipe.name, fold, without)
     comp = Competition(comp_path)
     known_folds(recipe, [fold, without])
     table = add_folds(events(comp.train), recipe.folds)
@@ -279,7 +279,8 @@ def in_workers(workers: int, deadline: float | None, recipe: Recipe, comp_path: 
     """Train `folds` in processes of their own; a signal to this process reaches them.
 
     `Stopped` once all have saved."""
-    gpus, cores = torch.cuda.device_count(), max(1, (os.cpu_count() or 1) // workers)
+    gpus = torch.cuda.device_count()
+    cores = max(1, (os.cpu_count() or 1) // workers)
     with crew_of(min(workers, len(folds)), cores) as crew, listening(partial(pass_on, crew)) as heard:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
         jobs = [crew.submit(in_worker, deadline, recipe, comp_path, runs, fold, cores,

@@ -68,7 +68,8 @@ class Progress:
     def next_stage(self, goes_on: bool = False) -> None:
         "Move to the next stage; where it `goes_on` with this training, the best score stays."
         self.earlier = self.earlier + self.done if goes_on else 0
-        self.stage, self.epoch, self.update, self.done, self.stopped = self.stage + 1, 0, 0, 0, False
+        self.stage += 1
+        self.epoch, self.update, self.done, self.stopped = 0, 0, 0, False
         if not goes_on: self.best, self.since_best = None, 0
 
 # %% ../../nbs/08_training/08_state.ipynb #03d19d6b

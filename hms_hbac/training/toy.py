@@ -40,7 +40,8 @@ def toy_table(n: int = 330, seed: int = 0) -> tuple:
 class ToyData:
     "`batch(rows, epoch)` of hints and targets; `fails_at`: the read at which the power fails."
     def __init__(self, table: pd.DataFrame, hint: np.ndarray, fails_at: int | None = None):
-        self.table, self.hint, self.fails_at, self.reads = table, hint, fails_at, 0
+        self.table, self.hint = table, hint
+        self.fails_at, self.reads = fails_at, 0
 
     def batch(self, rows: np.ndarray, epoch: int) -> dict:
         "The batch of `rows`: x (B, 6), target (B, 6), n_votes (B,); `epoch` changes nothing."

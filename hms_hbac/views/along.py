@@ -73,8 +73,10 @@ class Ends:
     def __init__(self, x: np.ndarray, sections: tuple, n: int, use: slice, starts: np.ndarray):
         from scipy.signal import sosfilt, sosfilt_zi
         self.x, self.n, self.use, self.sections = x, n, use, np.array(sections)
-        self.edge, self.still = reflection(sections), sosfilt_zi(self.sections).ravel()
-        self.at, size = np.unique([starts, starts + n]), 2 * len(sections)
+        self.edge = reflection(sections)
+        self.still = sosfilt_zi(self.sections).ravel()
+        self.at = np.unique([starts, starts + n])
+        size = 2 * len(sections)
         forward, self.before = noted(x, self.sections, self.at)
         back, self.after = noted(forward[:, ::-1], self.sections, x.shape[1] - self.at[::-1])
         self.whole, self.after = back[:, ::-1], self.after[::-1]

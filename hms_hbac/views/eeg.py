@@ -47,7 +47,8 @@ class Mels(View):
 
     def __init__(self, seconds: float = 50, height: int = 128, width: int = 256, order: str = "LL,LP,RL,RP"):
         super().__init__(seconds=seconds, height=height, width=width, order=order)
-        self.samples, self.shape = int(seconds * EEG_RATE), (1, 4 * height, width)
+        self.samples = int(seconds * EEG_RATE)
+        self.shape = (1, 4 * height, width)
         panel_index(order)
 
     def forward(self, batch: dict) -> torch.Tensor:

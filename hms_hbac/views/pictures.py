@@ -134,7 +134,8 @@ def view_image(image: torch.Tensor, view: View = None, ax: Axes = None, title: s
     """A view's output for one event, (C, H, W), (N, C, H, W) or (C, T), with axes in Hz and in s from the
     label's middle; one axes per time axis, in a list. Of N windows `window` is shown. Without a view, or
     where it does not know: rows and columns."""
-    ax, x = ax or plt.subplots(figsize=(8, 4))[1], np.asarray(image, dtype=float)
+    ax = ax or plt.subplots(figsize=(8, 4))[1]
+    x = np.asarray(image, dtype=float)
     drawn = view is not None and view.training and x.ndim < 4                 # from a random place
     if x.ndim == 4: x = x[window]
     known = view is not None and x.shape[-2:] == tuple(view.shape[-2:])

@@ -68,7 +68,8 @@ class Scale(Around):
         super().__init__(view, low=low, high=high)
 
     def forward(self, batch: dict) -> torch.Tensor:
-        x, dims = self.view.forward(batch), tuple(range(-len(self.shape), 0))
+        x = self.view.forward(batch)
+        dims = tuple(range(-len(self.shape), 0))
         ok = torch.isfinite(x)
         a = x.where(ok, torch.inf).amin(dims, keepdim=True)
         b = x.where(ok, -torch.inf).amax(dims, keepdim=True)
@@ -194,12 +195,14 @@ class CropPad(Around):
     def __init__(self, view: View, height: int, width: int, random: bool = False):
         super().__init__(images(view)[0], height=height, width=width, random=random)
         self.shape = (view.shape[0], height, width)
-        self.top, self.left = (view.shape[1] - height) // 2, (view.shape[2] - width) // 2
+        self.top = (view.shape[1] - height) // 2
+        self.left = (view.shape[2] - width) // 2
         self.slack = view.shape[2] - width
 
     def tiles(self, window: int = 0) -> list[Tile]:
         tiles, left = self.view.tiles(window), self.left
-        if self.random and window is None and self.slack > 0: tiles, left = anywhere(self.view, self.width), 0
+        if self.random and window is None and self.slack > 0:
+            tiles, left = anywhere(self.view, self.width), 0
         return cropped(tiles, self.top, left, self.height, self.width)
 
     def forward(self, batch: dict) -> torch.Tensor:
@@ -219,12 +222,12 @@ class SlidingWindows(Around):
         super().__init__(view, width=width, step=step)
         self.slack = view.shape[-1] - width
         if not isinstance(step, int) or step < 1:
-            raise RecipeError(f"windows every {step} columns", where="SlidingWindows",
-                              cure="a step of 1 and more")
+            raise RecipeError(f"windows every {step} columns", where="SlidingWindows", cure="1 or more")
         if self.slack < 0:
             raise RecipeError(f"a window of {width} columns is wider than {view!r}", where="SlidingWindows",
                               cure="a smaller width")
-        self.shape, self.windows = (*view.shape[:-1], width), 1 + -(-self.slack // step)
+        self.shape = (*view.shape[:-1], width)
+        self.windows = 1 + -(-self.slack // step)
 
     def tiles(self, window: int = 0) -> list[Tile]:
         if window is None: return anywhere(self.view, self.width)

@@ -25,8 +25,11 @@ SEQUENCE = ["DropChannels(p=1, stage='image')", "DropChannels(p=.5, each=True, s
 
 def make_batch(n=6, seed=0):
     g = torch.Generator().manual_seed(seed)
-    eeg, spectrogram = torch.randn(n, 20, 2000, generator=g), torch.rand(n, 4, 100, 60, generator=g)
-    eeg[0, 3, 100:200], eeg[1, 4], spectrogram[2, :, :, 50:] = float("nan"), float("nan"), float("nan")
+    eeg = torch.randn(n, 20, 2000, generator=g)
+    spectrogram = torch.rand(n, 4, 100, 60, generator=g)
+    eeg[0, 3, 100:200] = float("nan")
+    eeg[1, 4] = float("nan")
+    spectrogram[2, :, :, 50:] = float("nan")
     return {"eeg": eeg, "spectrogram": spectrogram, "image": torch.randn(n, 1, 40, 96, generator=g),
             "target": torch.eye(6)[torch.arange(n) % 2],
             "n_votes": torch.arange(1., n + 1), "key": sample_keys(seed, 0, range(n)),
@@ -73,8 +76,8 @@ class TestEvery:
         batch = make_batch()
         if cls.__name__ in MIXES: pytest.skip("mixes need the others")
         a = cls(p=.5, **OPTIONS.get(cls.__name__, {})).bind(VIEW)
-        whole, part = a(batch, Draws(batch["key"])), a({k: v[4:] for k, v in batch.items()},
-                                                       Draws(batch["key"][4:]))
+        whole = a(batch, Draws(batch["key"]))
+        part = a({k: v[4:] for k, v in batch.items()}, Draws(batch["key"][4:]))
         for k in batch: torch.testing.assert_close(part[k], whole[k][4:], equal_nan=True, rtol=0, atol=1e-4)
 
     def test_repr_reads_back(self, cls):
@@ -225,7 +228,8 @@ def test_a_strip_of_any_other_mixes_the_target_too():
         lent = out["image"][i] != i
         assert torch.equal(lent, lent[:1, :1].expand_as(lent))                   # whole columns
         assert (lent[0, 0, 1:] != lent[0, 0, :-1]).sum() <= 4                    # one strip an axis
-        wide, narrow = lent[0, 0, :400].float().mean(), lent[0, 0, 400:].float().mean()
+        wide = lent[0, 0, :400].float().mean()
+        narrow = lent[0, 0, 400:].float().mean()
         assert abs(wide - narrow) <= .02
         share = lent[0, 0].float().mean()
         torch.testing.assert_close(out["target"][i, i], 1 - share * (out["target"][i, i] < 1))

@@ -11,7 +11,8 @@ from hms_hbac.data.recordings import prepare
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
     "70 EEGs (three shards) and 40 spectrograms (two shards) of odd lengths; one is truncated, one has holes."
-    root, rng = tmp_path_factory.mktemp("rec") / "comp", np.random.default_rng(0)
+    root = tmp_path_factory.mktemp("rec") / "comp"
+    rng = np.random.default_rng(0)
     for name in ("train_eegs", "train_spectrograms"):
         (root / name).mkdir(parents=True)
     (root / "test.csv").write_text("spectrogram_id,eeg_id,patient_id\n5,7,1\n2,3,1\n")

@@ -75,7 +75,8 @@ def test_flags_of_a_spectrogram(tmp_path, change, flag):
 def test_rows_that_run_backwards_are_sorted(tmp_path):
     spec_table(310).to_parquet(tmp_path / "1.parquet")
     spec_table(310)[::-1].to_parquet(tmp_path / "2.parquet")
-    forth, back = read_spectrogram(tmp_path / "1.parquet"), read_spectrogram(tmp_path / "2.parquet")
+    forth = read_spectrogram(tmp_path / "1.parquet")
+    back = read_spectrogram(tmp_path / "2.parquet")
     np.testing.assert_array_equal(forth.power, back.power)
     assert (forth.start_s, forth.flags) == (1.0, ()) and back.start_s == 1.0
     assert back.flags == ("rows run backwards in time, sorted",)

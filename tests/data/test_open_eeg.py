@@ -248,7 +248,8 @@ def test_real_spectrograms_fit_the_eeg_in_their_middle(kit):
     assert len(whole) >= 2
     for id in whole:
         seg = torch.from_numpy(comp.read_eeg(id).signal[:, 4000:6000].astype(np.float64))
-        made, recorded = host_spectrogram(seg, pad=False).numpy(), comp.read_spectrogram(id).power
+        made = host_spectrogram(seg, pad=False).numpy()
+        recorded = comp.read_spectrogram(id).power
         at = range(100, 200)
         parts = [np.log(recorded[..., first : first + 4]).ravel() for first in at]
         fits = {k: np.corrcoef(np.log(made).ravel(), part)[0, 1] for k, part in zip(at, parts, strict=True)}

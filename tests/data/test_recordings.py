@@ -140,7 +140,8 @@ def test_the_second_prepare_waits_says_so_and_finds_the_work_done(
 def test_nobody_removes_what_the_next_one_claims_the_cache_with(folder, tmp_path):
     "A second process that is about to write meta.json keeps its temporary file; other remains go."
     recordings.claim(tmp_path, Competition(folder))
-    mine, left = tmp_path / ".meta.json.x.part", tmp_path / ".index.parquet.x.part"
+    mine = tmp_path / ".meta.json.x.part"
+    left = tmp_path / ".index.parquet.x.part"
     for p in (mine, left): p.write_text("half")
     prepare(folder, tmp_path, workers=1, progress=False)
     assert mine.exists() and not left.exists()
@@ -278,6 +279,7 @@ def test_a_cache_without_checksums_still_opens(folder, cache, tmp_path):
 
 def test_real_recordings(real, tmp_path):
     comp = Competition(real / "competition")
-    r, f = prepare(comp, tmp_path / "c", progress=False), FolderSource(comp, "train")
+    r = prepare(comp, tmp_path / "c", progress=False)
+    f = FolderSource(comp, "train")
     np.testing.assert_allclose(r.eeg(1000913311, 0), f.eeg(1000913311, 0), rtol=2**-11, atol=1e-6)
     np.testing.assert_allclose(r.spectrogram(1000189855, 100), f.spectrogram(1000189855, 100), rtol=0.002)

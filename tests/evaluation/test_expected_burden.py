@@ -83,7 +83,8 @@ def test_burden_lies_where_out_of_fold_errors_predict(trained, tmp_path):
         signals = [edfio.EdfSignal(v, EEG_RATE, label=n, **how) for n, v in zip(ELECTRODES, x, strict=True)]
         edfio.Edf(signals).write(tmp_path / "a.edf")
     reading = Reader(folder, step=10, device="cpu").read(tmp_path / "a.edf", progress=False)
-    found, windows = burden(reading)[list(CLASSES)].to_numpy(), int(reading.valid.sum())
+    found = burden(reading)[list(CLASSES)].to_numpy()
+    windows = int(reading.valid.sum())
     truth = np.bincount(order, minlength=6)[None] / len(order)
     expected = expected_burden(truth, oof, windows=windows)
     assert ((expected[..., 1] <= found) & (found <= expected[..., 2])).all(), (found, expected)

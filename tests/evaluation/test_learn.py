@@ -100,7 +100,8 @@ def test_a_run_writes_its_line_and_goes_on(comp_dir, tmp_path, capsys, monkeypat
 
 
 def test_a_row_of_more_seeds_is_kept_unless_its_recipe_has_changed():
-    two, one = {"hash": "a", "by_seed": [.5, .6]}, {"hash": "a", "by_seed": [.7]}
+    two = {"hash": "a", "by_seed": [.5, .6]}
+    one = {"hash": "a", "by_seed": [.7]}
     assert learn.better(one, two) is two and learn.better(two, one) is two and learn.better(one, None) is one
     assert learn.better(one | {"hash": "b"}, two) == one | {"hash": "b"}
 

@@ -39,7 +39,8 @@ def write_run(runs, name, comp, table, fog, seed, folds=(0, 1), status="finished
 
 @pytest.fixture(scope="module")
 def runs(comp_dir, tmp_path_factory):
-    comp, runs = Competition(comp_dir), tmp_path_factory.mktemp("report") / "runs"
+    comp = Competition(comp_dir)
+    runs = tmp_path_factory.mktemp("report") / "runs"
     table = add_folds(events(comp.train), n=2)
     write_run(runs, "thin_fog", comp, table, .5, 1, origin=NASTY)
     write_run(runs, "thick_fog", comp, table, .9, 2)

@@ -42,7 +42,8 @@ def test_join_is_by_id_and_weights_are_relative(comp, tmp_path, capsys):
 
 
 def test_each_lost_row_is_named(comp, tmp_path, capsys):
-    a, b = member(tmp_path / "a.csv", IDS, 1), member(tmp_path / "b.csv", IDS[:40], 2)
+    a = member(tmp_path / "a.csv", IDS, 1)
+    b = member(tmp_path / "b.csv", IDS[:40], 2)
     lines = (tmp_path / "a.csv").read_text().splitlines()
     bad = next(n for n, text in enumerate(lines) if text.startswith(IDS[3] + ","))
     lines[bad] = f"{IDS[3]},nan,0,0,0,0,1"

@@ -350,10 +350,8 @@ def test_what_lies_aside_stays_and_odd_manifests_are_read(stub, tmp_path):
 
 def test_fetch_writes_no_hidden_file_and_through_no_link(stub, tmp_path):
     stub.kernels[REF], runs = 1, tmp_path / "runs"
-    stub.pages, stub.files = (
-        [[".git/hooks/pre-commit", "log.csv"]],
-        {".git/hooks/pre-commit": b"rm -rf ~", "log.csv": b"1"},
-    )
+    stub.pages = [[".git/hooks/pre-commit", "log.csv"]]
+    stub.files = {".git/hooks/pre-commit": b"rm -rf ~", "log.csv": b"1"}
     got = run("fetch", REF, "--runs", runs)
     assert (
         got.exit_code == 0
@@ -365,10 +363,8 @@ def test_fetch_writes_no_hidden_file_and_through_no_link(stub, tmp_path):
     assert run("fetch", REF, "--runs", runs).exit_code == 0 and (runs / "notes.txt").read_text() == "mine"
     (tmp_path / "elsewhere").mkdir()
     (runs / "panels_b0").symlink_to(tmp_path / "elsewhere")
-    stub.pages, stub.files = (
-        [["runs/panels_b0/fold0/manifest.json"]],
-        {"runs/panels_b0/fold0/manifest.json": b"{}"},
-    )
+    stub.pages = [["runs/panels_b0/fold0/manifest.json"]]
+    stub.files = {"runs/panels_b0/fold0/manifest.json": b"{}"}
     assert "is a link" in fails("fetch", REF, "--runs", runs) and not list((tmp_path / "elsewhere").iterdir())
 
 

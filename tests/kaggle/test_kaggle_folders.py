@@ -88,7 +88,8 @@ def test_packed_files_are_copies(tmp_path, runs):
     "Not hard links, and not links: editing the packed model leaves the run's as it was."
     real = tmp_path / "elsewhere.safetensors"
     save_weights(real, {"bias": torch.ones(6)})
-    linked, own = real.read_bytes(), (runs / "panels_b0/fold1/model.safetensors").read_bytes()
+    linked = real.read_bytes()
+    own = (runs / "panels_b0/fold1/model.safetensors").read_bytes()
     (runs / "panels_b0/fold0/model.safetensors").unlink()
     (runs / "panels_b0/fold0/model.safetensors").symlink_to(real)
     pack_weights(runs, tmp_path / "weights")
@@ -103,7 +104,8 @@ def test_packed_files_are_copies(tmp_path, runs):
 @pytest.mark.parametrize("how", ["text", "cut off", "empty", "no weights"])
 def test_a_damaged_model_is_not_packed(tmp_path, runs, how):
     "It is named, with the cure; the dataset that was packed before stays as it was."
-    out, model = tmp_path / "weights", runs / "panels_b0/fold1/model.safetensors"
+    out = tmp_path / "weights"
+    model = runs / "panels_b0/fold1/model.safetensors"
     pack_weights(runs, out)
     before = snapshot(out)
     if how == "no weights": save_weights(model, {})

@@ -70,7 +70,8 @@ def test_one_kernel_in_the_old_form_without_namespaces(few_dir, runs, wheel, tmp
 
     And fitted weights in place of the published ones, with what else was fitted."""
     folder = shutil.copytree(KERNELS, tmp_path / "kernels")
-    book, blend = folder / "infer-panels/infer-panels.ipynb", tmp_path / "w.yaml"
+    book = folder / "infer-panels/infer-panels.ipynb"
+    blend = tmp_path / "w.yaml"
     book.write_text(book.read_text().replace("WEIGHTS = None ", "WEIGHTS = 'weights.yaml' "))
     blend.write_text("weights: {panels_b0: 0.7, refined_mosaic_b0: 0.3}\nhow: {scale: 1.2}\nhome: /home/ann")
     meta = folder / "infer-panels/kernel-metadata.json"

@@ -29,7 +29,8 @@ UPDATES, GOAL = 150, .1
 def windows():
     "Eight windows: a rhythm of its own at an electrode of its own, and a band of its own in the spectrogram."
     g = torch.Generator().manual_seed(0)
-    eeg, t = 5 * torch.randn(8, 20, EEG_SAMPLES, generator=g), torch.arange(EEG_SAMPLES) / EEG_RATE
+    eeg = 5 * torch.randn(8, 20, EEG_SAMPLES, generator=g)
+    t = torch.arange(EEG_SAMPLES) / EEG_RATE
     spectrogram = torch.rand(8, 4, SPEC_BINS, SPEC_STEPS, generator=g) + .5
     for k in range(8):
         eeg[k, CHANNELS.index(PLACES[k])] += 60 * torch.sin(2 * torch.pi * (1.5 + 2 * k) * t)

@@ -73,7 +73,8 @@ def test_full_scale_builds_and_passes_a_batch(name):
     """Networks on the meta device: every shape is computed, no weight and no product. A GRU unrolls there, so
     it runs for real. The first places take a whole step there; `bench/winners.py` takes the same for real."""
     recipe = offline(name, "full")
-    device, drawn = "cpu" if recipe.net.kind == "resnet1d_gru" else "meta", view(recipe.view)
+    device = "cpu" if recipe.net.kind == "resnet1d_gru" else "meta"
+    drawn = view(recipe.view)
     with torch.device(device):
         net = build_net(recipe.net, drawn).eval()
         with torch.no_grad(): assert net(torch.zeros(2, *drawn.shape)).shape == (2, 6)

@@ -199,7 +199,8 @@ def test_files_of_another_kind_are_refused(tmp_path):
 
 def test_a_recipe_with_raters_trains_on_posterior_labels():
     settings = load_recipe("panels_b0", "demo", ["smoothing.on=raters"])
-    target, n = torch.tensor([[1., 0, 0, 0, 0, 0], [.25, .75, 0, 0, 0, 0]]), torch.tensor([2, 12])
+    target = torch.tensor([[1., 0, 0, 0, 0, 0], [.25, .75, 0, 0, 0, 0]])
+    n = torch.tensor([2, 12])
     got = smoothed(settings, target, n)
     assert torch.equal(got, smooth_raters(target, n))
     want = posterior_shares([[2, 0, 0, 0, 0, 0], [3, 9, 0, 0, 0, 0]], read_mixture())

@@ -42,7 +42,9 @@ def test_files_that_cannot_be_read_are_told_and_left_out(tmp_path):
 
 def test_auc_equals_counting_pairs():
     rng = np.random.default_rng(0)
-    score, y, w = rng.integers(0, 6, 40).astype(float), (rng.random(40) < .4).astype(float), rng.random(40)
+    score = rng.integers(0, 6, 40).astype(float)
+    y = (rng.random(40) < .4).astype(float)
+    w = rng.random(40)
     ones, zeros = np.flatnonzero(y == 1), np.flatnonzero(y == 0)
     wins = sum(w[a] * w[b] * ((score[a] > score[b]) + .5 * (score[a] == score[b])) for a in ones for b
                in zeros)

@@ -66,7 +66,8 @@ def test_other_seed_other_votes():
 
 
 def test_patients_and_ids(comp_dir):
-    train, test = pd.read_csv(comp_dir / "train.csv"), pd.read_csv(comp_dir / "test.csv")
+    train = pd.read_csv(comp_dir / "train.csv")
+    test = pd.read_csv(comp_dir / "test.csv")
     assert not set(train.patient_id) & set(test.patient_id)
     assert not set(train.eeg_id) & set(test.eeg_id)
     assert train.label_id.is_unique and test.eeg_id.is_unique and test.spectrogram_id.is_unique
@@ -105,7 +106,8 @@ def test_columns_and_dtypes(comp_dir):
 
 def test_files_equal_the_real_ones_in_columns_and_dtypes(comp_dir, real):
     real = real / "competition"
-    theirs, ours = pd.read_csv(real / "train.csv.gz", nrows=50), pd.read_csv(comp_dir / "train.csv")
+    theirs = pd.read_csv(real / "train.csv.gz", nrows=50)
+    ours = pd.read_csv(comp_dir / "train.csv")
     assert list(theirs.dtypes.astype(str).items()) == list(ours.dtypes.astype(str).items())
     for name in ("test.csv", "sample_submission.csv"):
         a, b = pd.read_csv(real / name), pd.read_csv(comp_dir / name)
@@ -116,7 +118,8 @@ def test_files_equal_the_real_ones_in_columns_and_dtypes(comp_dir, real):
 
 
 def test_truth_joins_the_events_one_to_one(comp_dir):
-    truth, train = pd.read_parquet(comp_dir / "truth.parquet"), Competition(comp_dir).train
+    truth = pd.read_parquet(comp_dir / "truth.parquet")
+    train = Competition(comp_dir).train
     mine = truth[truth.split == "train"]
     joined = events(train).merge(mine, on=["eeg_id", *VOTES], how="outer", indicator=True,
                                  suffixes=("", "_truth"))

@@ -30,7 +30,8 @@ def test_tables_are_distributions():
 
 @pytest.mark.parametrize("group", range(5))
 def test_votes_follow_the_probability_that_is_returned(group):
-    rng, shown = np.random.default_rng(group), np.array([.05, .1, .4, .1, .05, .3])
+    rng = np.random.default_rng(group)
+    shown = np.array([.05, .1, .4, .1, .05, .3])
     drawn = [draw_votes(rng, shown, 2, group) for _ in range(1500)]
     votes, p = np.array([d[0] for d in drawn]), drawn[0][1]
     n = votes.sum()

@@ -75,7 +75,8 @@ def test_a_part_that_is_not_there_is_named(capsys):
 @pytest.mark.cuda
 @needs_cuda
 def test_windows_of_the_gpus_memory_are_those_of_the_memory_maps(comp_dir, tmp_path):
-    cache, table = prepare(comp_dir, tmp_path / "cache", progress=False), events(Competition(comp_dir).train)
+    cache = prepare(comp_dir, tmp_path / "cache", progress=False)
+    table = events(Competition(comp_dir).train)
     rows = np.arange(len(table))
     mapped, resident = (WindowDataset(s, table).batch(rows) for s in (cache, Resident(cache, "cuda")))
     for name, x in mapped.items(): assert x.numpy().tobytes() == resident[name].cpu().numpy().tobytes()

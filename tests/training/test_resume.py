@@ -189,7 +189,8 @@ def test_signals_pause(straight, tmp_path, number):
 def test_a_worker_that_does_not_train_hears_a_signal(monkeypatch, number):
     "While it prepares, its call ends; while it waits, it lives on and begins no further fold."
     from hms_hbac.training import run as module
-    before, calls = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}, []
+    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+    calls = []
     monkeypatch.setattr(module, "SIGNALLED", [])
     monkeypatch.setattr(module, "train_before", lambda signalled: (
         calls.append(signalled), signal.raise_signal(number) if signalled else None, "done")[-1])

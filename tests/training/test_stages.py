@@ -74,7 +74,8 @@ def test_all_stages_run(name, small):
     for stage in recipe.stages:
         stage.epochs = max(1, stage.mosaic_epochs)
     run = train(recipe, comp.path, folder / "runs", 0, cache=folder / "cache", log=False)
-    history, oof = pd.read_csv(run / "history.csv"), pd.read_parquet(run / "oof.parquet")
+    history = pd.read_csv(run / "history.csv")
+    oof = pd.read_parquet(run / "oof.parquet")
     assert history.stage.unique().tolist() == [s.name for s in recipe.stages]
     assert np.isfinite(history[["loss", "kl"]].to_numpy()).all()
     assert (oof.fold == 0).all() and np.allclose(oof[list(CLASSES)].sum(axis=1), 1, atol=1e-5)

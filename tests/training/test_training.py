@@ -63,10 +63,8 @@ def test_run_folder(runs, comp_dir, recipe):
         "recipe.yaml",
     ]
     assert load_recipe(folder / "recipe.yaml") == recipe
-    oof, manifest = (
-        pd.read_parquet(folder / "oof.parquet"),
-        json.loads((folder / "manifest.json").read_text()),
-    )
+    oof = pd.read_parquet(folder / "oof.parquet")
+    manifest = json.loads((folder / "manifest.json").read_text())
     assert list(oof.columns) == ["event_id", "eeg_id", "patient_id", "fold", "n_votes", *VOTES, *CLASSES]
     assert np.allclose(oof[list(CLASSES)].sum(axis=1), 1, atol=1e-6) and (oof.fold == 0).all()
     assert (
@@ -146,7 +144,8 @@ def test_a_table_that_changes_while_a_fold_is_paused(runs, comp_dir, recipe, tmp
 def test_a_patient_who_leaves_between_two_folds(runs, comp_dir, recipe, tmp_path):
     """The folds move, and EEGs would stand in two of them: training refuses by name; folds that were laid
     side by side by hand are refused by `runs` and `report`."""
-    how, old = dict(cache=runs.parent / "cache", log=False), pd.read_csv(comp_dir / "train.csv")
+    how = dict(cache=runs.parent / "cache", log=False)
+    old = pd.read_csv(comp_dir / "train.csv")
     def moved(leaver, fold):
         table = add_folds(events(without(leaver)(old)), recipe.folds)
         return set(table.eeg_id[table.fold == fold]) & first
@@ -171,7 +170,8 @@ def test_time_budget_pauses_and_goes_on(runs, comp_dir, recipe, tmp_path):
     cache, status, calls = runs.parent / "cache", "paused", 0
     while status == "paused" and calls < 60:
         folder = train(recipe, comp_dir, tmp_path / "runs", 0, cache=cache, log=False, time_budget="0.001s")
-        status, calls = json.loads((folder / "manifest.json").read_text())["status"], calls + 1
+        status = json.loads((folder / "manifest.json").read_text())["status"]
+        calls += 1
     assert status == "finished" and calls > 3
     a, b = (
         load_file(r / "panels_twostage_b0" / "fold0" / "model.safetensors") for r in (runs, tmp_path / "runs")
@@ -386,7 +386,8 @@ def test_stages_on_the_real_table(real):
     assert abs(half / 6313 - .5) < .02
     assert len(example_rows(table, "eeg")) == table.eeg_id.nunique() == 17001
     # one row per EEG is its best voted: with the first one, 504 well-voted EEGs would count as poorly voted
-    best, first = table.iloc[example_rows(table, "eeg")], table.drop_duplicates("eeg_id").set_index("eeg_id")
+    best = table.iloc[example_rows(table, "eeg")]
+    first = table.drop_duplicates("eeg_id").set_index("eeg_id")
     assert best.set_index("eeg_id").n_votes.equals(table.groupby("eeg_id", sort=False).n_votes.max())
     sure = best.eeg_id[best.n_votes >= 6]
     assert len(sure) == 6017 and (first.n_votes[sure] < 6).sum() == 504

@@ -24,7 +24,8 @@ def tones(panel, seed=0):
     seconds in the spectrogram."""
     g = np.random.default_rng(seed)
     t = np.arange(10_000) / EEG_RATE - 25
-    eeg, power = g.standard_normal((5, 20, 10_000)) * 2, np.full((5, 4, 100, 400), .05)
+    eeg = g.standard_normal((5, 20, 10_000)) * 2
+    power = np.full((5, 4, 100, 400), .05)
     f, s = SPEC_FREQUENCIES[:, None], 2. * np.arange(400) - 399
     for i, (hz, second, far) in enumerate(TONES):
         burst = 10 * np.sin(2 * np.pi * hz * (t - second)) * np.exp(-((t - second) / .3) ** 2)

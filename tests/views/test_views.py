@@ -137,7 +137,8 @@ def resize(x, *size):
     for axis, m in enumerate(size):
         x, n = np.moveaxis(x, axis, 0), x.shape[axis]
         if m < n:
-            integral, edges = np.cumsum(np.vstack([0 * x[:1], x]), 0), np.arange(m + 1) * n / m
+            integral = np.cumsum(np.vstack([0 * x[:1], x]), 0)
+            edges = np.arange(m + 1) * n / m
             x = np.diff(np.stack([np.interp(edges, np.arange(n + 1), column) for column in integral.T], 1),
                         axis=0) * m / n
         if m > n:
@@ -387,7 +388,8 @@ def test_missing_electrode_keeps_the_scale(batch):
     dead = {**batch, "eeg": batch["eeg"].clone()}
     dead["eeg"][0, CHANNELS.index("T4")] = torch.nan
     for v in (Mels(), StftPicture(10, 260, 254, 1030)):
-        x, y = v(batch)[0, 0].unflatten(0, (4, -1)), v(dead)[0, 0].unflatten(0, (4, -1))
+        x = v(batch)[0, 0].unflatten(0, (4, -1))
+        y = v(dead)[0, 0].unflatten(0, (4, -1))
         rl = (v.order.split(",")).index("RL")
         assert [p for p in range(4) if not torch.equal(x[p], y[p])] == [rl]
         assert (x[rl].mean() - y[rl].mean()).abs() < .3 * x[rl].std()
