@@ -166,7 +166,7 @@ def main(rows, batch, files, folds):
         _, _, _, again, more, _ = child(d / "runs", large, d / "t.csv", batch, 0)
         print(f"{f'predict, {2 * rows} rows':34}{again:9.2f}{2 * rows / again:9.1f}{more:9.0f}")
         assert status == 0 and sum(1 for _ in open(d / "t.csv")) == 2 * rows + 1
-        ratio, share = many_folds(d, small, rows, batch, folds)
+        ratio, share = many_folds(d, small, batch, folds)
         gpu(d, small, rows, batch)
         print(
             f"\npredict_ratio={wall / (read + forward):.3f} "
@@ -175,7 +175,7 @@ def main(rows, batch, files, folds):
         )
 
 
-def many_folds(d, comp, rows, batch, folds):
+def many_folds(d, comp, batch, folds):
     "All folds of a recipe against one, for each recipe: the worse ratio, and its picture's share."
     print(f"\n{'':34}{'one fold':>9}{f'{folds} folds':>9}{'ratio':>9}{'picture':>9}")
     worst = (0, 0)

@@ -200,15 +200,9 @@ class Competition(CompetitionFiles):
         "Label rows, checked by `load_train`; read once."
         return load_train(self)
     @cached_property
-    def _test(self): return load_test(self)
-    @property
     def test(self) -> pd.DataFrame:
         "Test rows; read once."
-        return self._test[0]
-    @property
-    def test_faults(self) -> list[Fault]:
-        "What is wrong with test.csv; read once."
-        return self._test[1]
+        return load_test(self)[0]
     @cached_property
     def fingerprint(self) -> str:
         "Names, sizes and sampled checksums of all training files in one word; made once."

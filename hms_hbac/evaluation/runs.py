@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike
 
 from ..core import CLASSES, VOTES, DataError, kl_rows, plain_text, plain_yaml, read_json, write_json
 from ..data.files import read_frame
+from ..training.machine import as_it_stands
 from hms_hbac.training.oof import (
     SURE_VOTES,
     fold_folders,
@@ -36,7 +37,8 @@ KINDS = {"status": str, "data": str, "data_path": str, "command": (str, list), "
 
 
 def read_manifest(folder: Path) -> dict:
-    "The manifest of a fold folder; `DataError` where it is no mapping or a known key is of a strange type."
+    """The manifest of a fold folder as it stands now; `DataError` where it is no mapping or a known key is of
+    a strange type."""
     file = Path(folder)/"manifest.json"
     held = read_file(read_json, file)
     if not isinstance(held, dict): raise DataError("is no mapping of keys to values", where=file)
@@ -45,7 +47,7 @@ def read_manifest(folder: Path) -> dict:
         if value is None or isinstance(value, kind) and not isinstance(value, bool): continue
         raise DataError(f"{key} is {value!r:.40}, of type {type(value).__name__}", where=file,
                         cure="train this fold again with --fresh, or remove its folder")
-    return held
+    return as_it_stands(held, folder)
 
 # %% ../../nbs/10_evaluation/01_runs.ipynb #d7f7fb40
 def read_recipe_file(folders: Iterable[Path]) -> dict:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STOPS', 'WORDS', 'LOCK', 'usable_precision', 'make_accelerator', 'Paused', 'Stopped', 'listening', 'crew_of',
-           'pass_on', 'last_words', 'cause_of_death', 'hold', 'is_held', 'read_run', 'device_name', 'versions']
+           'pass_on', 'last_words', 'cause_of_death', 'hold', 'is_held', 'as_it_stands', 'device_name', 'versions']
 
 # %% ../../nbs/08_training/06_machine.ipynb #2e0dec6f
 import faulthandler
@@ -23,7 +23,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ..core import CheckpointError, RecipeError, no_link, read_json
+from ..core import CheckpointError, RecipeError, no_link
 
 # %% ../../nbs/08_training/06_machine.ipynb #e9bf25a4
 def usable_precision(wanted: str) -> tuple:
@@ -216,11 +216,8 @@ def is_held(folder: Path | str) -> bool:
     return False
 
 
-def read_run(folder: Path | str) -> dict:
-    """A run's manifest as it stands now.
-
-    `running` without a living process is `failed`, with the `error` that is known."""
-    manifest = read_json(Path(folder)/"manifest.json")
+def as_it_stands(manifest: dict, folder: Path | str) -> dict:
+    "The manifest of a run's folder: `running` without a living process is `failed`, with the `error` known."
     if manifest.get("status") != "running" or is_held(folder): return manifest
     return manifest | {"status": "failed", "error": cause_of_death(folder)}
 

@@ -9,7 +9,7 @@ from toy_files import eeg_table, spec_table
 
 from hms_hbac.core import CLASSES, VOTES, DataError
 from hms_hbac.data.check import check
-from hms_hbac.data.competition import Competition, add_folds, events
+from hms_hbac.data.competition import Competition, add_folds, events, load_test
 from hms_hbac.data.files import cut, cut_spectrogram
 
 
@@ -197,7 +197,7 @@ def test_odd_test_tables_keep_every_row(folder, text, ids, dtype, finding):
         assert comp.test.eeg_id.dtype == dtype
     else:
         assert all(isinstance(i, str) for i in comp.test.eeg_id)
-    assert [f.what for f in comp.test_faults] == ([finding] if finding else [])
+    assert [f.what for f in load_test(comp)[1]] == ([finding] if finding else [])
 
 
 def test_test_table_without_ids(folder):
@@ -361,7 +361,7 @@ def test_real_files(real):
     assert x.signal.shape == (20, 10_000) and x.flags == ()
     s = comp.read_spectrogram(1000189855)
     assert s.power.shape == (4, 100, 690) and s.start_s == 1.0 and s.flags == ()
-    assert comp.test.eeg_id.tolist() == [3911565283] and comp.test_faults == []
+    assert comp.test.eeg_id.tolist() == [3911565283] and load_test(comp)[1] == []
     assert comp.read_spectrogram(comp.test.spectrogram_id[0], "test").power.shape == (4, 100, 300)
     found = check(comp, progress=False)
     assert found.what.tolist() == [

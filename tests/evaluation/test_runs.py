@@ -7,7 +7,8 @@ from hms_hbac.core import CLASSES, VOTES, DataError, write_json
 from hms_hbac.evaluation.leaderboard import versus
 from hms_hbac.evaluation.members import example_members
 from hms_hbac.evaluation.report import read_runs, report
-from hms_hbac.evaluation.runs import example_run, run_table
+from hms_hbac.evaluation.runs import example_run, read_run, run_table
+from hms_hbac.training.machine import hold
 
 
 def tables():
@@ -45,6 +46,13 @@ def test_manifests_of_odd_types_are_named_faults(runs, tmp_path, held, said):
             call()
         assert str(file) in str(fault.value)
     assert not (tmp_path / "r.html").exists()
+
+
+def test_a_training_that_died_is_not_shown_as_running(tmp_path):
+    fold = tmp_path / "one/fold0"
+    write_json(fold / "manifest.json", {"status": "running"})
+    with hold(fold): alive = read_run(tmp_path / "one")["open"]
+    assert (alive, read_run(tmp_path / "one")["open"]) == (["fold0 running"], ["fold0 failed"])
 
 
 def test_both_refuse_an_event_that_stands_in_two_folds(runs, tmp_path):

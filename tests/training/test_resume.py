@@ -15,9 +15,9 @@ from apart import START
 from safetensors.torch import load_file
 
 from hms_hbac.core import CheckpointError
+from hms_hbac.evaluation.runs import read_manifest
 from hms_hbac.training.checkpoints import load_checkpoint, tree_hash
 from hms_hbac.training.fit import fit
-from hms_hbac.training.machine import read_run
 from hms_hbac.training.toy import toy_optimizer, toy_schedule
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -180,7 +180,7 @@ def test_signals_pause(straight, tmp_path, number):
     os.kill(p.pid, number)
     p.join(120)
     assert p.exitcode == 128 + number, (tmp_path / "log").read_text()
-    assert read_run(folder)["status"] == "paused" and not (folder / ".lock").exists()
+    assert read_manifest(folder)["status"] == "paused" and not (folder / ".lock").exists()
     assert run(folder, *OPTIONS).stdout.strip() == "finished"
     assert_same(straight, folder)
 
@@ -215,10 +215,10 @@ def test_the_next_look_sees_a_crash(tmp_path):
         )
         p.start()
         while not (folder / "last" / "state.json").exists() and p.is_alive(): p.join(.05)
-        assert read_run(folder)["status"] == "running"
+        assert read_manifest(folder)["status"] == "running"
         os.kill(p.pid, number)
         p.join(120)
-        found = read_run(folder)
+        found = read_manifest(folder)
         assert found["status"] == "failed" and told in found["error"], found
     # the lock of a dead process stops nobody
     assert run(folder, *OPTIONS).stdout.strip() == "finished"

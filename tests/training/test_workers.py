@@ -11,8 +11,9 @@ from apart import START
 from hms_hbac.core import RecipeError, read_json
 from hms_hbac.data.competition import Competition
 from hms_hbac.data.recordings import prepare
+from hms_hbac.evaluation.runs import read_manifest
 from hms_hbac.models.recipe import load_recipe
-from hms_hbac.training.machine import crew_of, read_run
+from hms_hbac.training.machine import crew_of
 from hms_hbac.training.run import train
 
 LONG = ["view=CropPad(Panels(), 64, 64)", "stages=[{name: all, epochs: 4000}]", "batch_size=64"]
@@ -71,7 +72,7 @@ def test_a_signal_to_the_group_pauses_all_workers(comp_dir, tmp_path):
         assert p.exitcode == 128 + number, (p.exitcode, told)
         assert "Traceback" not in told and "the same command goes on" in told, told
         assert "what is finished is kept" not in told, told            # said once
-        runs = [read_run(s.parent.parent) for s in states(tmp_path)]
+        runs = [read_manifest(s.parent.parent) for s in states(tmp_path)]
         assert [r["status"] for r in runs] == ["paused"] * 2
         saved = updates(tmp_path)
         assert [r["updates"] for r in runs] == saved and all(a >= b for a, b in zip(saved, done, strict=True))
