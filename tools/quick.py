@@ -1,16 +1,23 @@
-"""The tests of what changed, in at most 60 seconds: notebooks and test files of the folders you touched.
+"""The notebooks and tests of what changed, two at a time, for at most 60 seconds.
 
     python tools/quick.py [--since REV] [--seconds 60]    # default: uncommitted changes, else the last commit
 
-What does not fit into the time is named at the end; `make test` runs everything.
+First the changed notebooks and tests, then the tests that import what changed (those that import least else
+come first), then the others of the same folder. What does not fit into the time is stopped and named at the
+end; `make test` runs everything.
 """
 import argparse
+import ast
 import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 from shared import ROOT, modules, notebooks
+
+PACKAGE = "hms_hbac."
 
 
 def changed(since):
@@ -22,20 +29,50 @@ def changed(since):
     return found or git("diff", "--name-only", "HEAD~1")
 
 
+def imports(path):
+    "Names of the modules that a test file imports, without the package's."
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import): found |= {a.name for a in node.names}
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{a.name}" for a in node.names)}
+    return {name.removeprefix(PACKAGE) for name in found}
+
+
 def affected(paths):
-    "(notebooks, test files) that belong to the changed paths."
-    homes = {f"hms_hbac/{name.replace('.', '/')}.py": book for name, book in modules().items()}
-    books, tests = [], []
-    for path in paths:
-        book = homes.get(path, ROOT / path)
-        if book in notebooks() and book not in books:
-            books.append(book)
-        part = book.relative_to(ROOT).parts
-        folder = part[1].split("_", 1)[-1] if len(part) > 2 else ""
-        own = [ROOT / path] if path.startswith("tests/") and "test_" in path else []
-        beside = sorted((ROOT / "tests" / folder).glob("test_*.py")) if folder else []
-        tests += [t for t in own + beside if t.is_file() and t not in tests]
-    return books, tests
+    "(notebooks, test files) that belong to the changed paths, the nearest tests first."
+    names = {book: name for name, book in modules().items()}
+    homes = {f"hms_hbac/{name.replace('.', '/')}.py": book for book, name in names.items()}
+    uses = {path: imports(path) for path in sorted((ROOT / "tests").rglob("test_*.py"))}
+    everything = notebooks()
+    books, own, users, beside = [], [], [], []
+    for name in paths:
+        path = ROOT / name
+        book = homes.get(name, path)
+        if book in everything: books.append(book)
+        if path in uses: own.append(path)
+        what = names.get(book, path.stem if path.suffix == ".py" else None)
+        users += [test for test in uses if what in uses[test]]
+        folder = book.parent.name.split("_", 1)[-1] if book in names else None
+        beside += [test for test in uses if test.parent.name == folder]
+    users.sort(key=lambda test: len(uses[test]))
+    return list(dict.fromkeys(books)), list(dict.fromkeys(own + users + beside))
+
+
+def run(job, end):
+    "0 where a command passed, another number where it failed, None where the time was over before its end."
+    import psutil
+    if time.time() > end: return None
+    log = subprocess.Popen(job, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True,
+                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    try: text, _ = log.communicate(timeout=max(.1, end - time.time()))
+    except subprocess.TimeoutExpired:
+        for process in [*psutil.Process(log.pid).children(recursive=True), log]:
+            with suppress(psutil.NoSuchProcess): process.kill()
+        log.communicate()
+        return None
+    print(text[-5000:] if log.returncode else text.strip().splitlines()[-1], flush=True)
+    return log.returncode
 
 
 def main():
@@ -45,20 +82,16 @@ def main():
     parser.add_argument("--seconds", type=float, default=60)
     args = parser.parse_args()
     books, tests = affected(changed(args.since))
-    names = [str(b.relative_to(ROOT)) for b in books]
-    jobs = [[sys.executable, "tools/test_notebooks.py", *names]] if books else []
-    jobs += [[sys.executable, "-m", "pytest", "-q", "-x", str(t.relative_to(ROOT))] for t in tests]
-    end, failed, left = time.time() + args.seconds, 0, []
-    for job in jobs:
-        try:
-            env = {**os.environ, "OMP_NUM_THREADS": "1"}
-            done = subprocess.run(job, cwd=ROOT, env=env, timeout=max(1, end - time.time()))
-            failed += done.returncode != 0
-        except subprocess.TimeoutExpired:
-            left.append(" ".join(job[2:] if job[1] == "-m" else job[1:]))
-    print(f"{len(jobs) - len(left)} of {len(jobs)} jobs finished, {failed} failed")
-    for job in left:
-        print(f"not finished in {args.seconds:.0f} s: {job}")
+    jobs = {str(b.relative_to(ROOT)): ["tools/test_notebooks.py", "--jobs", "1"] for b in books}
+    jobs |= {str(t.relative_to(ROOT)): ["-m", "pytest", "-q", "-x", "-n", "0"] for t in tests}
+    end = time.time() + args.seconds
+    with ThreadPoolExecutor(2) as pool:
+        ended = pool.map(lambda name: run([sys.executable, *jobs[name], name], end), jobs)
+        ended = dict(zip(jobs, ended, strict=True))
+    failed = [name for name in jobs if ended[name]]
+    left = [name for name in jobs if ended[name] is None]
+    print(f"{len(jobs) - len(left)} of {len(jobs)} finished, {len(failed)} failed {' '.join(failed)}")
+    if left: print(f"no time in {args.seconds:.0f} s for: {' '.join(left)}")
     return 1 if failed else 0
 
 
