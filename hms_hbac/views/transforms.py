@@ -222,7 +222,7 @@ class SlidingWindows(Around):
         super().__init__(view, width=width, step=step)
         self.slack = view.shape[-1] - width
         if not isinstance(step, int) or step < 1:
-            raise RecipeError(f"windows every {step} columns", where="SlidingWindows", cure="1 or more")
+            raise RecipeError(f"windows every {step} columns", where="SlidingWindows", cure="a step of 1")
         if self.slack < 0:
             raise RecipeError(f"a window of {width} columns is wider than {view!r}", where="SlidingWindows",
                               cure="a smaller width")
