@@ -89,7 +89,7 @@ def main():
     names = args.names or [""]
     paths = [p for p in notebooks() if any(n in str(p.relative_to(ROOT)) for n in names)]
     os.environ.update(SMALL)
-    FORKS.set_forkserver_preload(preloaded())
+    if len(paths) > 2: FORKS.set_forkserver_preload(preloaded())          # costs what two notebooks save
     failed, start = 0, time.time()
     with tempfile.TemporaryDirectory(prefix="ladders-") as shared, ThreadPoolExecutor(args.jobs) as pool:
         results = pool.map(lambda p: run(p, args.flags, args.timeout, shared), paths)
