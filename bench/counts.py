@@ -43,7 +43,7 @@ def write(path, kind, seconds, rng):
     else:
         values = rng.lognormal(0, 2, (400, seconds // 2)).astype(np.float32).round(2)
         time = {"time": 1 + 2 * np.arange(seconds // 2)}
-        write_parquet(path, time | dict(zip(spectrogram_columns(), values, strict=True)), dictionary=False)
+        write_parquet(path, time | dict(zip(spectrogram_columns(), values, strict=True)), plain=True)
 
 
 def make(comp, share):

@@ -75,7 +75,8 @@ SPEC_FREQUENCIES = np.arange(3, 103) * EEG_RATE / 1024   # Hz, the host's FFT bi
 # %% ../nbs/00_core.ipynb #1dc23d5d
 def spectrogram_columns() -> list[str]:
     "The 400 column names of a spectrogram file: panel by panel (`PANELS`), low to high frequency."
-    return [f"{p}_{np.floor(f * 100 + .5) / 100:g}" for p in PANELS for f in SPEC_FREQUENCIES]
+    names = [f"{np.floor(f * 100 + .5) / 100:g}" for f in SPEC_FREQUENCIES]
+    return [f"{p}_{name}" for p in PANELS for name in names]
 
 # %% ../nbs/00_core.ipynb #5eb09d29
 class HmsError(Exception):

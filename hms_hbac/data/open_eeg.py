@@ -33,7 +33,7 @@ from hms_hbac.core import (
     is_ours,
     spectrogram_columns,
 )
-from ..signal.spectrogram import host_spectrogram
+from ..signal.host import host_spectrogram
 
 # %% ../../nbs/03_data/06_open_eeg.ipynb #opn00006
 THEIR_CLASSES = ("other", "seizure", "lpd", "gpd", "lrda", "grda")
@@ -231,7 +231,7 @@ you use them:
 
 `sources.csv` names the file of each id. Votes are in the competition's order of classes. Patients are
 not told: each segment counts as a patient of its own. Spectrograms that were not recorded are computed
-from the 50 s of EEG (`hms_hbac.signal.spectrogram.host_spectrogram`) and NaN elsewhere; the EEG of a
+from the 50 s of EEG (`hms_hbac.signal.host.host_spectrogram`) and NaN elsewhere; the EEG of a
 pair is 10 s in the middle of 50 s of NaN. `test.csv` names the same segments as `train.csv`, so that
 predictions can be held against votes. SPaRCNet was trained on these hosts' data: its probabilities are a
 yardstick, never a member of a blend.

@@ -16,7 +16,7 @@ from ..data.competition import Competition, events
 from ..data.windows import FolderSource, WindowDataset
 from .plots import NAMES
 from ..models.recipe import list_recipes, load_recipe
-from ..signal.spectrogram import host_spectrogram
+from ..signal.host import host_spectrogram
 from ..simulate.competition import plan, render
 from ..views.algebra import View
 from ..views.pictures import view_image

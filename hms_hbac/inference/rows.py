@@ -102,7 +102,7 @@ def spectrogram_from_eeg(source: "FolderSource", id: str, out: np.ndarray) -> bo
     if signal.shape[1] < SPEC_STEPS * SPEC_STEP / 2 * EEG_RATE: return False
     import torch
 
-    from hms_hbac.signal.spectrogram import host_spectrogram
+    from hms_hbac.signal.host import host_spectrogram
     power = host_spectrogram(torch.from_numpy(np.ascontiguousarray(signal[:, :need]))).numpy()
     out[:] = cut_spectrogram(power, first_row(0, out.shape[-1]), out.shape[-1])
     covered = np.isfinite(out).any((0, 1)).sum() >= SPEC_STEPS // 2

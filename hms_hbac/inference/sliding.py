@@ -22,7 +22,8 @@ from ..data.stream import Stream
 from .members import Models
 from .rows import eeg_fault, empty_batch, first_row
 from .tta import flip_lr, flip_time, untouched
-from ..signal.spectrogram import HOST_STEP, host_spectrogram
+from ..signal.host import host_spectrogram
+from ..signal.spectrogram import HOST_STEP
 from ..views.algebra import View
 from ..views.along import along
 

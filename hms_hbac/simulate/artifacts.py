@@ -9,7 +9,8 @@ __all__ = ['add_blinks', 'add_muscle', 'add_pops', 'add_mains', 'add_bad_electro
 import numpy as np
 
 from ..core import EEG_RATE, ELECTRODES, POSITIONS
-from .patterns import drift, noise, place
+from ..signal.noise import drift, noise, place
+from .patterns import add_sources
 
 # %% ../../nbs/04_simulate/02_artifacts.ipynb #2124834a
 def add_blinks(rng: np.random.Generator, eeg: np.ndarray, per_minute: float = 8, size: float = 90.,
@@ -32,10 +33,10 @@ def add_muscle(rng: np.random.Generator, eeg: np.ndarray, size: float = 4., rest
     reach = (size * np.array(reach) * np.exp(1.1 * rng.standard_normal(19))).astype(np.float32)
     stretch = min(samples, 60 * rate)  # one minute is made, and used again from another place
     fast = noise(rng, lambda f: (f / 30) ** 1.2 / (1 + (f / 30) ** 2) ** 1.2 / 60, 19, stretch)
-    fast = fast * reach[:, None]
+    fast = np.tile(reach[:, None] * fast, 2)
     for at in range(0, samples, stretch):
-        n = min(stretch, samples - at)
-        eeg[:19, at:at + n] += swell[at:at + n] * np.roll(fast, rng.integers(stretch), axis=1)[:, :n]
+        n, first = min(stretch, samples - at), rng.integers(stretch)
+        eeg[:19, at:at + n] += swell[at:at + n] * fast[:, first:first + n]
 
 # %% ../../nbs/04_simulate/02_artifacts.ipynb #f369b493
 def add_pops(rng: np.random.Generator, eeg: np.ndarray, per_minute: float = .15, size: float = 250.,
@@ -55,8 +56,8 @@ def add_mains(rng: np.random.Generator, eeg: np.ndarray, size: float = 4., hz: f
     turn = 2 * np.pi / rate * np.arange(600)  # 60, 20, 40 and 80 Hz repeat within 3 s
     wave = np.sin(hz * turn + rng.random() * 6.28)
     if others: wave += others * (np.sin(20 * turn + 1) + .15 * np.sin(40 * turn) + .3 * np.sin(80 * turn))
-    strength = (size * np.exp(.7 * rng.standard_normal((19, 1)))).astype(np.float32)
-    eeg[:19] += strength * np.resize(wave.astype(np.float32), eeg.shape[1])
+    strength = (size * np.exp(.7 * rng.standard_normal((1, 19)))).astype(np.float32)
+    add_sources(eeg, strength, np.resize(wave.astype(np.float32), (1, eeg.shape[1])))
 
 # %% ../../nbs/04_simulate/02_artifacts.ipynb #aa30e076
 def add_bad_electrodes(rng: np.random.Generator, eeg: np.ndarray, n: int) -> None:

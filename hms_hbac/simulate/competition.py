@@ -36,8 +36,9 @@ from hms_hbac.core import (
     spectrogram_columns,
     write_json,
 )
-from ..signal.memory import keep_memory
-from ..signal.spectrogram import host_spectrogram
+from ..signal.host import host_spectrogram
+from ..signal.memory import keep_memory, one_thread
+from ..signal.noise import lines
 from .artifacts import add_artifacts
 from .patterns import compose, draw_scene
 from .votes import Decks, draw_events, draw_patients, draw_shown, floor
@@ -128,8 +129,7 @@ def mixture(recording: Recording, seconds: int, lead: int = 1) -> np.ndarray:
     far = .55 * recording.base + .45 * np.eye(6)[5]
     hold = np.exp(-np.maximum(nearest - 25, 0) / 60)[:, None]
     shares = hold * near + (1 - hold) * far
-    fine = np.arange(seconds * EEG_RATE) / EEG_RATE - lead
-    return np.stack([np.interp(fine, t, s) for s in shares.T]).astype(np.float32)
+    return lines(shares.T, EEG_RATE)
 
 # %% ../../nbs/04_simulate/04_competition.ipynb #636be090
 def seizure_runs(rng: np.random.Generator, recording: Recording, seconds: int, lead: int = 1) -> list:
@@ -174,13 +174,16 @@ def add_holes(rng: np.random.Generator, eeg: np.ndarray) -> None:
 # %% ../../nbs/04_simulate/04_competition.ipynb #43e32c57
 def write_parquet(path: Path | str,
                   table: Mapping[str, np.ndarray],      # columns by name: a dict or a DataFrame
-                  dictionary: bool = True,              # smaller and slower, for values that repeat
+                  plain: bool = False,                  # for values that hardly repeat: larger, and quicker
+                  holes: bool = True,                   # there may be NaN, which becomes null
                   ) -> None:
-    "Write columns as parquet, atomically; NaN becomes null."
+    "Write columns as parquet, atomically."
     import pyarrow as pa
     from pyarrow import parquet
-    columns = pa.table({name: pa.array(table[name], from_pandas=True) for name in table})
-    with atomic_write(path) as tmp: parquet.write_table(columns, tmp, use_dictionary=dictionary)
+    columns = pa.table({name: pa.array(table[name], from_pandas=holes) for name in table})
+    how = dict(use_dictionary=not plain, compression="none" if plain else "snappy", write_statistics=False)
+    parquet.write_table(columns, file := pa.BufferOutputStream(), **how)      # 400 columns: hundreds of parts
+    with atomic_write(path) as tmp: tmp.write_bytes(file.getvalue())
 
 
 def spectrogram_table(power: np.ndarray) -> dict:
@@ -197,26 +200,21 @@ def write_eegs(recording: Recording, eeg: np.ndarray, out: Path | str, lead: int
         start = int(first.spectrogram_label_offset_seconds - first.eeg_label_offset_seconds + 275
                     + lead) * EEG_RATE
         n = EEG_SAMPLES + int(rows.eeg_label_offset_seconds.max()) * EEG_RATE
-        table = dict(zip(CHANNELS, eeg[:, start:start + n], strict=True))
-        write_parquet(Path(out)/f"{recording.split}_eegs"/f"{eeg_id}.parquet", table)
+        part = eeg[:, start:start + n]
+        write_parquet(Path(out)/f"{recording.split}_eegs"/f"{eeg_id}.parquet",
+                      dict(zip(CHANNELS, part, strict=True)), holes=np.isnan(part).any())
 
 # %% ../../nbs/04_simulate/04_competition.ipynb #902b15a8
 def write_recording(recording: Recording, out: Path | str, strength: float = 1.) -> None:
     "Write the spectrogram and EEG files of one recording below folder `out`; those that exist are kept."
-    from threadpoolctl import threadpool_limits
     path = Path(out)/f"{recording.split}_spectrograms"/f"{recording.spectrogram_id}.parquet"
     if path.exists(): return                       # written last
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     keep_memory()
-    try:
-        with threadpool_limits(1):
-            eeg = render(recording, strength)
-            power = host_spectrogram(torch.from_numpy(eeg), pad=False).numpy()
-    finally:
-        torch.set_num_threads(threads)
+    with one_thread():
+        eeg = render(recording, strength)
+        power = host_spectrogram(torch.from_numpy(eeg), pad=False).numpy()
     write_eegs(recording, eeg, out)
-    write_parquet(path, spectrogram_table(power), dictionary=False)
+    write_parquet(path, spectrogram_table(power), plain=True, holes=np.isnan(power).any())
 
 # %% ../../nbs/04_simulate/04_competition.ipynb #b944ebf3
 def tables(recordings: list, seed: int) -> tuple:
@@ -272,7 +270,7 @@ def simulate(out: Path | str,   # folder to write
     from joblib import Parallel, delayed
     from tqdm import tqdm
     out = Path(out)
-    claim(out, dict(version=2, patients=patients, test_patients=test_patients, seed=seed, **scale))
+    claim(out, dict(version=3, patients=patients, test_patients=test_patients, seed=seed, **scale))
     strength = scale.pop("strength", 1.)
     recordings = plan(patients, test_patients, seed, **scale)
     longest_first = sorted(recordings, key=lambda r: -r.seconds)               # so that workers end together

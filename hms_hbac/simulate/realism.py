@@ -19,7 +19,7 @@ import torch
 
 from ..core import CHAINS, CHANNELS, CLASSES, EEG_RATE, PANELS, SPEC_FREQUENCIES, SPEC_STEPS, DataError
 from ..data.open_eeg import read_segments
-from ..signal.spectrogram import host_spectrogram
+from ..signal.host import host_spectrogram
 from .competition import Recording, render
 
 # %% ../../nbs/04_simulate/05_realism.ipynb #f63cb5b2

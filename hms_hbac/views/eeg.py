@@ -11,8 +11,9 @@ import torch
 
 from ..core import EEG_RATE, EEG_SAMPLES, RecipeError
 from ..signal.filters import MONTAGES, butter_sections, notch_sections, repair, sections_filter
+from ..signal.host import host_spectrogram
 from ..signal.scaling import in_parts, moments, squash
-from ..signal.spectrogram import host_spectrogram, log_mel, stft_frequencies, stft_power
+from ..signal.spectrogram import log_mel, stft_frequencies, stft_power
 from .algebra import HOST_HZ, Tile, View, cells, centred, panel_index, panel_tiles
 
 # %% ../../nbs/05_views/03_eeg.ipynb #c28470d8

@@ -284,7 +284,7 @@ def test_on_real_views(expr, exprs):
 
 def test_flips_move_eeg_and_spectrogram_together():
     "The host's spectrogram of a flipped EEG is the flipped spectrogram."
-    from hms_hbac.signal.spectrogram import host_spectrogram
+    from hms_hbac.signal.host import host_spectrogram
     eeg = 30 * torch.randn(1, 20, 10_000, generator=torch.Generator().manual_seed(0))
     batch = {"eeg": eeg, "spectrogram": host_spectrogram(eeg), "key": sample_keys(0, 0, [0])}
     for expr in ("FlipLeftRight(p=1)", "FlipFrontBack(p=1)"):
@@ -354,7 +354,7 @@ def test_a_bundle_is_not_torn():
 def test_chains_swap_as_their_spectra_do():
     """The host's spectrogram of an EEG whose chains are exchanged is the spectrogram with its panels
     exchanged; sides stay."""
-    from hms_hbac.signal.spectrogram import host_spectrogram
+    from hms_hbac.signal.host import host_spectrogram
     eeg = 30 * torch.randn(1, 20, 4000, generator=torch.Generator().manual_seed(1))
     batch = {"eeg": eeg, "spectrogram": host_spectrogram(eeg), "key": sample_keys(0, 0, [0])}
     out = augment("SwapChains(p=1)")(batch, Draws(batch["key"]))

@@ -17,7 +17,7 @@ from hms_hbac.data.competition import Competition
 from hms_hbac.data.open_eeg import open_eeg, read_pair, read_segments
 from hms_hbac.data.recordings import prepare
 from hms_hbac.data.windows import WindowDataset
-from hms_hbac.signal.spectrogram import host_spectrogram
+from hms_hbac.signal.host import host_spectrogram
 
 
 @pytest.fixture

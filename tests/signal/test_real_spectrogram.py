@@ -8,7 +8,8 @@ import torch
 
 from hms_hbac.core import CHANNELS, PANELS, SPEC_FREQUENCIES, spectrogram_columns
 from hms_hbac.signal.filters import MONTAGES, repair
-from hms_hbac.signal.spectrogram import host_spectrogram, log_mel, middle, multitaper
+from hms_hbac.signal.host import host_spectrogram
+from hms_hbac.signal.spectrogram import log_mel, middle, multitaper
 
 SHAPES = [(10, 50, 256), (15, 50, 256), (30, 50, 256), (45, 50, 256), (10, 100, 256), (30, 100, 256),
           (50, 128, 256), (50, 100, 300)]

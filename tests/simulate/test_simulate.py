@@ -8,7 +8,7 @@ import torch
 
 from hms_hbac.core import CHANNELS, CLASSES, PANELS, SPEC_FREQUENCIES, VOTES, DataError, spectrogram_columns
 from hms_hbac.data.competition import Competition, events
-from hms_hbac.signal.spectrogram import host_spectrogram
+from hms_hbac.signal.host import host_spectrogram
 from hms_hbac.simulate.competition import fingerprint, plan, simulate, spectrogram_table, summary, tables
 from hms_hbac.simulate.votes import floor
 

@@ -74,3 +74,15 @@ def test_events_are_counted_as_in_the_real_table(real):
     for low, slack in ((2, .02), (10, .03)):
         a, b = (agreement(v[v.sum(1) >= low]) for v in (ours, theirs))
         assert abs(a["pairs"] - b["pairs"]) < slack and abs(a["majority"] - b["majority"]) < slack
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_sixty_patients_are_as_near_to_the_real_table_as_its_own_events(real, seed):
+    "No farther than 19 of 20 samples of as many events, drawn from that table at random."
+    theirs, *real_shares = counts(pd.read_csv(real / "competition/train.csv.gz"))
+    ours, *shares = counts(pd.concat([r.rows for r in plan(60, 12, seed) if r.split == "train"]))
+    rng = np.random.default_rng(seed)
+    for of, mine, whole in zip((lambda v: v.sum(1), lambda v: v.argmax(1)), shares, real_shares, strict=True):
+        drawn = [np.bincount(of(theirs[rng.integers(0, len(theirs), len(ours))]), minlength=30) / len(ours)
+                 for _ in range(100)]
+        assert abs(mine - whole).sum() <= np.quantile(abs(drawn - whole).sum(1), .95)
