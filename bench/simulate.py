@@ -50,7 +50,8 @@ def main():
     recordings = recordings[:: len(recordings) // a.sample][: a.sample]
     with tempfile.TemporaryDirectory() as d:
         run(recordings[:1], Path(d) / "first")
-        whole, parts = run(recordings, Path(d) / "whole"), by_part(recordings, Path(d) / "parts")
+        whole = run(recordings, Path(d) / "whole")
+        parts = by_part(recordings, Path(d) / "parts")
         print(f"{'ms of CPU a recording':24}{1000 * whole:8.1f}")
         for name, depth in PARTS.items():
             print(f"{'  ' * depth + name:24}{1000 * parts.get(name, 0):8.1f}")

@@ -75,7 +75,8 @@ ENDS = REACH + 1                            # halves at each end that are filter
 
 def _seen(x, pad):
     "(R, T), not yet high-passed -> (R, frames + 1, r): halves of `multitaper`'s windows through the curves."
-    curves, sections = _taper_matrices(x.dtype, x.device)[0], butter_sections(*HIGH_PASS)
+    curves = _taper_matrices(x.dtype, x.device)[0]
+    sections = butter_sections(*HIGH_PASS)
     edge = HOST_STEP // 2 if pad else 0
     n = _frames(x.shape[-1], pad) + 1
 

@@ -261,9 +261,8 @@ def multitaper(x: torch.Tensor, rate: float = EEG_RATE, pad: bool = True) -> tor
     if rate != EEG_RATE:
         raise HmsError(f"the host's recipe is for {EEG_RATE} Hz, not {rate}", where="multitaper",
                        cure="resample")
-    matrices, frames = _taper_matrices(x.dtype, x.device), _frames(x.shape[-1], pad)
-
+    matrices = _taper_matrices(x.dtype, x.device)
     def rows(x):
         if pad: x = torch.nn.functional.pad(x, (HOST_STEP // 2, HOST_STEP // 2), mode="reflect")
         return _taper_power(x.unfold(-1, HOST_STEP, HOST_STEP) @ matrices[0], matrices)
-    return _by_rows(rows, x, frames * 30 * 100)
+    return _by_rows(rows, x, _frames(x.shape[-1], pad) * 30 * 100)
