@@ -15,12 +15,13 @@ over that of one.
 
 import argparse
 import os
-import resource
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from peak import peak_mb
 
 SYSTEMS = ("panels_b0", "resnet1d_gru")
 
@@ -90,7 +91,7 @@ def measure(runs, comp, out, batch, parts):
     wall = time.perf_counter() - begin
     after = measure_parts(models, Path(comp), x, batch) if parts else (0, 0, 0)
     read, view, forward = ((a + b) / 2 for a, b in zip(before, after, strict=True))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = peak_mb()
     print(f"{read:.3f} {view:.3f} {forward:.3f} {wall:.3f} {peak:.1f} {status}")
 
 

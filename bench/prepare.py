@@ -19,23 +19,21 @@ import tempfile
 from pathlib import Path
 
 CHILD = """
-import json, resource, sys, time
+import json, sys, time
 from pathlib import Path
 import pyarrow.parquet as pq
 from joblib import Parallel, delayed
 from hms_hbac.data.recordings import prepare
 what, comp, cache, workers = sys.argv[1], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+sys.path.insert(0, sys.argv[5])
+from peak import peak_mb
 
 def read(path):
     with pq.ParquetFile(path) as f: f.read(use_threads=False)
-
-def rss():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-before, start = rss(), time.perf_counter()
+before, start = peak_mb(), time.perf_counter()
 if what == "prepare": prepare(comp, cache, workers=workers, progress=False)
 else: Parallel(workers, prefer="threads")(delayed(read)(p) for p in sorted(comp.glob("train_*/*.parquet")))
-print(json.dumps({"s": time.perf_counter() - start, "peak": rss(), "before": before}))
+print(json.dumps({"s": time.perf_counter() - start, "peak": peak_mb(), "before": before}))
 """
 
 
@@ -64,7 +62,7 @@ def run(what, comp, cache, workers):
     "One fresh process: its wall time, peak memory and memory before the work (MB)."
     shutil.rmtree(cache, ignore_errors=True)
     out = subprocess.run(
-        [sys.executable, "-c", CHILD, what, str(comp), str(cache), str(workers)],
+        [sys.executable, "-c", CHILD, what, str(comp), str(cache), str(workers), str(Path(__file__).parent)],
         check=True,
         capture_output=True,
         text=True,

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..core import DataError, atomic_write, write_json
-from .edf import EdfFile, annotation_channels
+from .edf import EdfFile
 from .header import FIELDS, Header
 
 # %% ../../nbs/03_data/13_annotations.ipynb #8fa91056
@@ -55,9 +55,9 @@ def annotate(path: str | Path, out: str | Path, events: Iterable[Event]) -> Path
     source, out = EdfFile(path, gaps=True), Path(out)
     if out.exists() and out.samefile(path): raise DataError("is the recording itself", where=out)
     times = source.times
-    if times is None: times = np.arange(source.records) * source.header.seconds
-    has = bool(annotation_channels(source.labels))
-    texts = by_record(events, times, keeping=not has)
+    if times is None: times = source.begin + np.arange(source.records) * source.header.seconds
+    events = [e._replace(onset=e.onset + source.begin) for e in events]
+    texts = by_record(events, times, keeping=not source.notes_at)
     width = source.header.width
     size = -(-max(map(len, texts)) // width) * width
     with atomic_write(out) as tmp, open(tmp, "wb") as to, open(path, "rb") as f:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LAST_TAG', 'WIDTHS', 'MARKER', 'ENDINGS', 'HEADS', 'PACKED', 'Source', 'numbers', 'hertz', 'ArraySource',
-           'told_by_mne', 'readable_samples', 'MneSource', 'fif_ends', 'told_by', 'last_marker', 'cut_brainvision',
-           'cure_of', 'read_with_mne', 'find_source']
+           'told_by_mne', 'readable_samples', 'MneSource', 'read', 'fif_ends', 'told_by', 'last_marker',
+           'cut_brainvision', 'cure_of', 'read_with_mne', 'begins_as', 'is_recording', 'find_source']
 
 # %% ../../nbs/03_data/10_sources.ipynb #bc7d71c5
 import re
@@ -114,12 +114,22 @@ class MneSource(ArraySource):
     def notes(self) -> list:
         "Annotations, in seconds from the first sample that is there."
         given, first = self.raw.annotations, self.raw.first_time
-        return [(float(a["onset"]) - first, float(a["duration"]), str(a["description"]),
-                 tuple(a.get("ch_names", ()))) for a in given]
+        def words(a): return str(a["description"]).removeprefix("Comment/")        # of BrainVision
+        return [(float(a["onset"]) - first, float(a["duration"]), words(a), tuple(a.get("ch_names", ())))
+                for a in given]
 
-    def read(self, channels: Sequence[int], first: int, last: int) -> np.ndarray:
-        "Samples first .. last in µV (MNE counts in V)."
-        return self.raw.get_data(list(channels), first, last, verbose="ERROR") * 1e6
+# %% ../../nbs/03_data/10_sources.ipynb #73480a74
+def read(self: MneSource, channels: Sequence[int], first: int, last: int) -> np.ndarray:
+    "Samples first .. last in µV (MNE counts in V); `DataError` where the file is broken there."
+    try: return self.raw.get_data(list(channels), first, last, verbose="ERROR") * 1e6
+    except Exception as e:                          # MNE's readers raise whatever the bytes made them do
+        begin, end = first / self.rates[0], last / self.rates[0]
+        what = f"cannot be read between {begin:g} and {end:g} s ({type(e).__name__})"
+        where = next((str(f) for f in self.raw.filenames if f), "recording")
+        raise DataError(what, where=where, cure="copy the file again") from None
+
+
+MneSource.read = read
 
 # %% ../../nbs/03_data/10_sources.ipynb #6d12616b
 LAST_TAG = 108                       # kind of the empty tag that ends a FIF file (FIFF_NOP)
@@ -209,6 +219,20 @@ def read_with_mne(path: Path) -> MneSource:
         flags = cut_brainvision(path, Path(raw.filenames[0]), raw.n_times, raw.info["sfreq"])
     return MneSource(raw, flags)
 
+# %% ../../nbs/03_data/10_sources.ipynb #2e08bd0c
+def begins_as(path: Path) -> str:
+    "EDF or BDF by a file's first bytes, empty for another and for one that cannot be read."
+    try:
+        with open(path, "rb") as f: return kind_of(f.read(8))
+    except OSError: return ""
+
+
+def is_recording(path: Path) -> bool:
+    "Whether a file is a recording of its own, by its ending or its first bytes."
+    first = path.with_name(re.sub(r"-\d+(\.fif(\.gz)?)$", r"\1", path.name))     # of a FIF in several files
+    if not path.is_file() or first != path and first.is_file(): return False
+    return path.name.lower().endswith(ENDINGS) or bool(begins_as(path))
+
 # %% ../../nbs/03_data/10_sources.ipynb #85d2f6ee
 def find_source(what: object, gaps: bool = False) -> ArraySource | EdfFile:
     "A source for a path, an `mne.io.Raw`, or (array in µV, names, rate); `DataError` for anything else."
@@ -222,8 +246,7 @@ def find_source(what: object, gaps: bool = False) -> ArraySource | EdfFile:
     if path.is_dir(): raise DataError("is a folder", where=path, cure="name the files in it")
     if not path.is_file(): raise DataError("is no ordinary file", where=path, cure="name a file")
     if not path.stat().st_size: raise DataError("is empty", where=path, cure="copy the file again")
-    with open(path, "rb") as f: known = kind_of(f.read(8))
-    if known or path.suffix.lower() in (".edf", ".bdf", ".rec"): return EdfFile(path, gaps)
+    if begins_as(path) or path.suffix.lower() in (".edf", ".bdf", ".rec"): return EdfFile(path, gaps)
     if path.suffix.lower() != ".parquet": return read_with_mne(path)
     got = read_eeg(path)
     return ArraySource(got.signal, CHANNELS, EEG_RATE, flags=[f for f in got.flags if "short" not in f])

@@ -18,7 +18,6 @@ from ..core import CHANNELS, EEG_RATE, EEG_SECONDS, DataError, HmsError
 from .channels import Plan, lead, plan_channels
 from .edf import EdfFile
 from .files import MOST_FLOAT16, cut, few
-from .header import about
 from .sources import ArraySource, find_source
 from ..signal.filters import MONTAGES, notch_sections, repair, sections_filter
 from ..signal.resample import Resampler
@@ -70,7 +69,7 @@ class Stream:
         self.source, self.name, self.notch = source, name, notch
         self.plan, said = usable_plan(source, name)
         self.flags = [*source.flags, *said, *self.plan.flags]
-        self.about = about(source.header) if isinstance(source, EdfFile) else source.about()
+        self.about = source.about()
         rates = [source.rates[i] for i in self.plan.inputs]
         self.groups = {r: [k for k, q in enumerate(rates) if q == r] for r in sorted(set(rates))}
         def clock(r): return Resampler(r, source.length(self.plan.inputs[self.groups[r][0]]))
@@ -81,7 +80,8 @@ class Stream:
         self.offset = look_around(self)
         self.marks = bad_marks(source.notes())
         seconds = sum(m.stop - m.start for m in self.marks)
-        if seconds: self.flags.append(f"{len(self.marks)} stretches are marked as bad, {seconds:g} s")
+        many = "stretch is" if len(self.marks) == 1 else "stretches are"
+        if seconds: self.flags.append(f"{len(self.marks)} {many} marked as bad, {seconds:g} s")
     @property
     def seconds(self) -> float:
         "Length of the recording."

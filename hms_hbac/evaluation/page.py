@@ -140,6 +140,7 @@ caption span{position:sticky;left:0;display:inline-block;max-width:calc(100vw - 
 th,td{padding:.4rem .7rem;text-align:left;white-space:pre;border-top:1px solid var(--line)}
 td.long{white-space:normal;min-width:14rem;overflow-wrap:anywhere}td.n,th.n{text-align:right}
 tr>th:first-child{position:sticky;left:0;background:var(--paper)}
+table:not(.sortable) :is(th,td){white-space:normal;min-width:0}
 """
 
 # %% ../../nbs/10_evaluation/07_page.ipynb #40d54d64

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FILES', 'TOGETHER', 'found_events', 'annotated_path', 'write_annotated', 'summary', 'write_tables', 'write_reading',
-           'finished', 'read_one', 'folder_names', 'recordings_of', 'task', 'run_tasks', 'ranking', 'ranking_page',
-           'write_ranking', 'check_place', 'claim_folder', 'read_recordings']
+           'finished', 'read_one', 'folder_names', 'listed', 'in_folder', 'recordings_of', 'task', 'run_tasks',
+           'ranking', 'ranking_page', 'write_ranking', 'check_place', 'claim_folder', 'read_recordings']
 
 # %% ../../nbs/10_evaluation/18_reading.ipynb #fb01284b
 import shutil
@@ -20,12 +20,12 @@ from ..core import DataError, HmsError, atomic_write, is_ours, read_json, write_
 from ..data.annotations import Event, annotate, write_events
 from ..data.edf import EdfFile
 from ..data.recordings import on_cluster
-from ..data.sources import ENDINGS
+from ..data.sources import ENDINGS, is_recording
 from ..data.stream import Stream, open_recording
 from .burden import burden, longest, runs, totals
 from .page import esc, page, table, text
 from .plots import NAMES
-from .recording import NOTE, provenance, recording_page
+from .recording import NOTE, provenance, reasons, recording_page
 from ..inference.reader import Reader, Reading, identity
 from ..inference.rows import reason
 from ..signal.memory import give_back
@@ -69,7 +69,8 @@ def summary(reading: Reading) -> dict:
     hours = burden(reading).astype(object).where(lambda x: x.notna(), None).to_dict("records")
     return {"note": NOTE, "provenance": provenance(reading), "total": totals(reading), "hours": hours,
             "longest": longest(reading).to_dict("records"), "flags": reading.flags,
-            "report": reading.report[:1000], "step": reading.step, **reading.about}
+            "unanswered": reasons(reading.report), "report": reading.report[:1000], "step": reading.step,
+            **reading.about}
 
 
 def write_tables(reading: Reading, out: Path) -> None:
@@ -145,17 +146,31 @@ def folder_names(files: list[Path]) -> list[str]:
     return names
 
 # %% ../../nbs/10_evaluation/18_reading.ipynb #97db19f4
+def listed(path: Path) -> list[Path]:
+    "The files that a text names, one a line, as seen from its folder; `DataError` where it is no text."
+    try: lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise DataError("is no text in UTF-8", where=path, cure="save the list as UTF-8") from None
+    names = [line.strip().strip('"') for line in lines]
+    return [path.parent/n for n in names if n and not n.startswith("#")]
+
+
+def in_folder(place: Path) -> list[Path]:
+    "The recordings in a folder and those below it, hidden ones left aside."
+    found = (f for f in sorted(place.rglob("*")) if is_recording(f))
+    return [f for f in found if not any(n.startswith(".") for n in f.relative_to(place).parts)]
+
+# %% ../../nbs/10_evaluation/18_reading.ipynb #08d5f698
 def recordings_of(paths: list) -> dict[str, Path]:
     "{name: file} of files, folders of recordings, and text files that list them; `DataError` for none."
     files = []
     for p in map(Path, paths):
-        if p.is_dir():
-            files += sorted(f for f in p.rglob("*") if f.name.lower().endswith(ENDINGS) and f.is_file())
-        elif p.suffix == ".txt" and p.is_file():
-            lines = [line.strip() for line in p.read_text(encoding="utf-8").splitlines()]
-            files += [p.parent/line for line in lines if line and not line.startswith("#")]
+        if p.is_dir(): files += in_folder(p)
+        elif p.suffix == ".txt" and p.is_file(): files += listed(p)
         else: files.append(p)
-    files = list(dict.fromkeys(files))
+    once = {}
+    for f in files: once.setdefault(f.resolve(), f)
+    files = list(once.values())
     if not files:
         cure = f"name files of {', '.join(ENDINGS)}"
         raise DataError("no recordings", where=", ".join(map(str, paths)), cure=cure)
@@ -227,6 +242,7 @@ def check_place(out: Path, paths: list) -> None:
     inside = [p for p in map(Path, paths) if p.is_dir() and out.resolve().is_relative_to(p.resolve())]
     if inside: raise DataError("lies in a folder that is read", where=out, cure="name a folder elsewhere")
     there = next(p for p in (out, *out.absolute().parents) if p.exists())
+    if not there.is_dir(): raise DataError("is a file", where=there, cure="name a folder")
     try:
         with tempfile.TemporaryFile(dir=there): pass
     except OSError as e:

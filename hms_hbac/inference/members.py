@@ -153,9 +153,11 @@ def slimmed(net: torch.nn.Module) -> torch.nn.Module:
 def load_models(runs: Path | str | Iterable, tta: str | list | None = None,
               device: torch.device | str | None = None) -> Models:
     "All fold models that `runs` names; those that fail to load become report rows."
-    try: device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError:
-        raise RecipeError(f"no device {device!r}", where="device", cure="cpu or cuda") from None
+    try:
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):          # the latter: torch was built without CUDA
+        raise RecipeError(f"no device '{device}' here", where="device", cure="leave it out, or cpu") from None
     if tta is not None: transforms(tta)  # an unknown name is a bad argument, not a broken model
     found = find_runs(runs)
     models = Models([], device)

@@ -238,7 +238,7 @@ def claim(out: Path, told: dict) -> Path:
     lies = read_json(note) if note.is_file() else told
     if lies != told:
         differs = [k for k, v in told.items() if not isinstance(lies, dict) or lies.get(k) != v]
-        what = f"holds another reading (its {', '.join(differs)} differ)"
+        what = f"holds another reading (not the same: {', '.join(differs)})"
         raise DataError(what, where=out, cure="name another folder, or delete this one")
     if not is_ours(out, note.name, "reading", (".lock", ".reading.json.")): write_json(note, told)
     (out/"pieces").mkdir(exist_ok=True)

@@ -77,6 +77,31 @@ def test_a_hole_of_zeros_in_an_edf_d_is_no_pause(whole, eeg, tmp_path):
     assert np.abs(np.delete(x - eeg, np.s_[39 * EEG_RATE:51 * EEG_RATE], 1)).max() < .1
 
 
+def test_a_part_of_a_recording_begins_when_its_first_record_says(whole, eeg, tmp_path):
+    "Programs that save a part keep the header's time; the records begin an hour later."
+    from hms_hbac.data.annotations import Event, annotate
+    from hms_hbac.data.edf import EdfFile
+    head, record = parts(whole["paused"])
+    data = bytearray(whole["paused"])
+    for k in range(SECONDS):
+        at = head + k * record + 2 * EEG_RATE * len(ELECTRODES)
+        data[at:at + record - 2 * EEG_RATE * len(ELECTRODES)] = bytes(record - 2 * EEG_RATE * len(ELECTRODES))
+        data[at:at + 8] = f"+{3600 + k}".encode() + b"\x14\x14\0"
+    (tmp_path / "a.edf").write_bytes(data)
+    late = EdfFile(tmp_path / "a.edf")
+    there = EdfFile(write(tmp_path / "b.edf", whole["edf"]))
+    assert (late.about()["start"] - there.about()["start"]).total_seconds() == late.begin == 3600
+    copy = annotate(tmp_path / "a.edf", tmp_path / "c.edf", [Event(90.0, 5.0, "seizure")])
+    assert b"+3690.000\x155.000\x14seizure" in copy.read_bytes()
+    assert EdfFile(copy).notes() == [(90.0, 5.0, "seizure")]
+    assert open_recording(copy).flags == open_recording(tmp_path / "a.edf").flags == ["missing channel EKG"]
+
+
+def write(path, data):
+    path.write_bytes(data)
+    return path
+
+
 REFUSED = {
     "nothing": (lambda d, h, r: b"", "is empty"), "100 bytes": (lambda d, h, r: d[:100], "within its header"),
     "half a header": (lambda d, h, r: d[:h // 2], "within its header"),
@@ -110,6 +135,18 @@ def test_fif_whose_directory_lies_beyond_its_end(whole, tmp_path):
     assert "its end is missing: the file was cut" in open_recording(tmp_path / "a_raw.fif").flags
 
 
+def test_a_file_that_is_broken_in_the_middle_is_named(whole, tmp_path):
+    mne = pytest.importorskip("mne")
+    (tmp_path / "a_raw.fif").write_bytes(whole["fif"])
+    stream, good = open_recording(tmp_path / "a_raw.fif"), mne.io.BaseRaw.get_data
+    def broken(raw, picks, start, stop, **how):
+        if start <= 12_000 < stop: raise ValueError("cannot reshape array of size 5084")
+        return good(raw, picks, start, stop, **how)
+    stream.source.raw.get_data = broken.__get__(stream.source.raw)
+    with pytest.raises(DataError, match=r"a_raw\.fif: cannot be read between") as e: stream.read(0, 24_000)
+    assert e.value.cure == "copy the file again"
+
+
 def test_fif_of_which_nothing_can_be_read(whole, tmp_path):
     for n in (10, 1000):
         (tmp_path / "a_raw.fif").write_bytes(whole["fif"][:n])
@@ -120,12 +157,12 @@ def test_fif_of_which_nothing_can_be_read(whole, tmp_path):
     assert "gzip -dc b_raw.fif.gz > part.fif" in e.value.cure
 
 
-def brainvision(path, x, points=None, marker=0, orientation="MULTIPLEXED", cut=None):
+def brainvision(path, x, points=None, marker=0, orientation="MULTIPLEXED", cut=None, said="end"):
     "The three files of a BrainVision recording, its numbers cut to `cut` bytes."
     data = np.round(x / .1).astype("<i2")
     data = (data.T if orientation == "MULTIPLEXED" else data).tobytes()
     path.with_suffix(".eeg").write_bytes(data[:cut])
-    marks = f"Mk2=Comment,end,{marker},1,0\n" if marker else ""
+    marks = f"Mk2=Comment,{said},{marker},400,0\n" if marker else ""
     path.with_suffix(".vmrk").write_text(
         f"Brain Vision Data Exchange Marker File, Version 1.0\n[Common Infos]\nDataFile={path.stem}.eeg\n"
         f"[Marker Infos]\nMk1=New Segment,,1,1,0,20240101000000000000\n{marks}")
@@ -159,6 +196,13 @@ def test_brainvision_channel_after_channel(told, eeg, tmp_path):
     with pytest.raises(DataError, match="was cut") as e:
         open_recording(brainvision(path, eeg, orientation="VECTORIZED", **told))
     assert e.value.cure == "copy a.eeg again"
+
+
+def test_brainvision_comments_are_marks(eeg, tmp_path):
+    "MNE puts `Comment/` before what was written."
+    pytest.importorskip("mne")
+    stream = open_recording(brainvision(tmp_path / "a.vhdr", eeg, marker=2001, said="BAD_move"))
+    assert [m[:2] for m in stream.marks] == [(10, 12)] and "1 stretch is marked as bad, 2 s" in stream.flags
 
 
 def test_brainvision_in_parts(eeg, tmp_path):

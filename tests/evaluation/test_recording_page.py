@@ -59,6 +59,8 @@ def test_chromium_shows_it_without_requests(file, tmp_path):
             assert tab.complaints() == [] and tab.requests() == {file.as_uri()}
             assert tab.run("document.documentElement.scrollWidth") <= width
             assert tab.run("[...document.images].length") == 12
+            short = "document.querySelector('#overview .scroll')"            # needs no scrolling
+            assert tab.run(f"{short}.scrollWidth <= {short}.clientWidth")
         before = tab.run("document.querySelector('.trend output').textContent")
         drawn = "document.querySelector('canvas').toDataURL().length"
         whole = tab.run(drawn)

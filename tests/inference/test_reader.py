@@ -268,7 +268,7 @@ def test_a_finished_reading_costs_nothing(runs, eeg, tmp_path, monkeypatch):
     assert times == {p.name: p.stat().st_mtime_ns for p in out.iterdir() if p.name != ".lock"}
     read_one(path, runs / "raw", out, annotated=True, **how)
     assert (out / "a_annotated.edf").is_file()
-    with pytest.raises(DataError, match="its step differ"):
+    with pytest.raises(DataError, match="not the same: step"):
         read_one(path, runs / "raw", out, progress=False, step=5, device="cpu")
 
 
