@@ -14,7 +14,7 @@ from torch.nn.functional import pad as extend
 
 from ..core import EEG_RATE
 from hms_hbac.signal.filters import (
-    FORGOTTEN,
+    UNFELT,
     MONTAGES,
     butter_sections,
     full_precision,
@@ -38,7 +38,7 @@ from hms_hbac.signal.spectrogram import (
 # %% ../../nbs/02_signal/08_host.ipynb #736603d4
 HIGH_PASS = 4, .5                           # order, Hz
 # halves until the filter has forgotten
-REACH = -(-memory(butter_sections(*HIGH_PASS), FORGOTTEN) // HOST_STEP)
+REACH = -(-memory(butter_sections(*HIGH_PASS), UNFELT) // HOST_STEP)
 
 
 @lru_cache(maxsize=16)

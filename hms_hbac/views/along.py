@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ..core import EEG_RATE, EEG_SAMPLES
-from ..signal.filters import FORGOTTEN, butter_sections, memory, montage, reflection, repair
+from ..signal.filters import UNFELT, butter_sections, memory, montage, reflection, repair
 from .algebra import View
 from .raw import LEFT, MARGIN, RIGHT, LeftRight, high_passed, quality
 from .sequences import Sequence, filtered
@@ -113,15 +113,15 @@ def cut(e: Ends, starts: np.ndarray) -> np.ndarray:
 def sequence_reach(v: Sequence) -> tuple[int, int]:
     "Samples after a window's first and before its last in which the filters of a `Sequence` feel the end."
     bands = [b for b in ((v.low, v.high), *v.bands) if any(b)]
-    reach = max([memory(butter_sections(v.order, *b), FORGOTTEN) for b in bands], default=0)
-    if v.lowpass: reach += memory(butter_sections(v.order, None, v.lowpass), FORGOTTEN)
+    reach = max([memory(butter_sections(v.order, *b), UNFELT) for b in bands], default=0)
+    if v.lowpass: reach += memory(butter_sections(v.order, None, v.lowpass), UNFELT)
     return reach, reach if v.zero_phase else 0
 
 
 def sides_reach(v: LeftRight) -> tuple[int, int]:
     "The same for the filters of a `LeftRight`."
     sections = butter_sections(2, v.low), butter_sections(4, None, .4 * EEG_RATE / v.stride)
-    return (sum(memory(s, FORGOTTEN) for s in sections),) * 2
+    return (sum(memory(s, UNFELT) for s in sections),) * 2
 
 # %% ../../nbs/05_views/09_along.ipynb #c1108e40
 def whole_rows(eeg: torch.Tensor) -> bool:
