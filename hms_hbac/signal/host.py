@@ -14,8 +14,8 @@ from torch.nn.functional import pad as extend
 
 from ..core import EEG_RATE
 from hms_hbac.signal.filters import (
-    UNFELT,
     MONTAGES,
+    UNFELT,
     butter_sections,
     full_precision,
     memory,
