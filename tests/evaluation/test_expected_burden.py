@@ -89,7 +89,7 @@ def test_burden_lies_where_out_of_fold_errors_predict(trained, tmp_path):
     expected = expected_burden(truth, oof, windows=windows)
     assert ((expected[..., 1] <= found) & (found <= expected[..., 2])).all(), (found, expected)
     assert (expected[..., 2] - expected[..., 1]).max() < .95                # it says something
-    wrong = [expected_burden(one[None], oof, windows=windows) for one in np.eye(6)]      # nothing but one class
+    wrong = [expected_burden(one[None], oof, windows=windows) for one in np.eye(6)]   # one class alone
     assert not all(((w[..., 1] <= found) & (found <= w[..., 2])).all() for w in wrong)
 
 
